@@ -1,0 +1,138 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "backend/kv_layout.h"
+#include "program/planner.h"
+#include "program/program.h"
+#include "trace/events.h"
+
+// The one seam between the engine and a device.
+namespace metallic {
+
+enum class Storage : uint8_t {
+    shared,     // host and device see the same bytes
+    exclusive,  // device only ("private" in Metal); host() is null
+    mapped,     // a zero-copy view of host memory, usually of a mapped file; read-only
+};
+
+struct DeviceInfo {
+    std::string backend;      // "cpu", "metal"
+    std::string name;
+    std::string detail;       // instruction set or GPU families
+    bool unified_memory = true;
+    bool half_arithmetic = false;
+    bool bfloat16_arithmetic = false;
+    bool matrix_units = false;
+    uint32_t threads = 1;
+    uint64_t memory_bytes = 0;  // recommended working set
+    uint64_t max_buffer_bytes = 0;
+};
+
+// Memory obtained from a backend. `address` is what kernels use: a host pointer on `cpu`, a GPU address on `metal`.
+class Heap {
+  public:
+    virtual ~Heap() = default;
+    virtual std::byte* host() const noexcept = 0;
+    virtual uint64_t address() const noexcept = 0;
+    virtual uint64_t bytes() const noexcept = 0;
+    virtual Storage storage() const noexcept = 0;
+};
+
+// A range of a heap. Borrowed: whoever made it keeps the heap alive.
+struct BufferView {
+    Heap* heap = nullptr;
+    uint64_t offset = 0;
+    uint64_t bytes = 0;
+
+    std::byte* host() const noexcept { return heap->host() + offset; }
+    uint64_t address() const noexcept { return heap->address() + offset; }
+};
+
+// Pages of one sequence in one cache group: pages[i] is the address of the page that holds tokens
+// [(first_page + i) * kPageTokens, ...). Pages that left a window are not listed.
+struct PageTableView {
+    const uint64_t* pages = nullptr;
+    uint32_t first_page = 0;
+    uint32_t count = 0;
+};
+
+// Consecutive tokens of one sequence: rows [first_row, first_row + length) of the batch, at positions
+// [position, position + length).
+struct Run {
+    uint32_t first_row = 0;
+    uint32_t length = 0;
+    uint32_t position = 0;
+    bool rope_extended = false;
+};
+
+// A ragged set of runs. `tables[r * groups + g]` belongs to run r and cache group g and covers all its tokens.
+struct Batch {
+    std::span<const int32_t> tokens;
+    std::span<const Run> runs;
+    std::span<const PageTableView> tables;
+    std::span<const uint32_t> output_rows;  // ascending rows whose logits are wanted
+    float* logits = nullptr;                // host memory [output_rows, vocabulary]
+    // Called now and then while the batch runs; true means stop: submit then throws Interrupted and the tokens of this
+    // batch are not in the cache as far as anybody may assume.
+    std::function<bool()> interrupted;
+};
+
+struct Interrupted {};
+
+class Plan {
+  public:
+    virtual ~Plan() = default;
+};
+
+struct CompileInputs {
+    const Program* program = nullptr;             // planned; outlives the plan
+    std::span<const BufferView> weights;          // one per program weight
+    std::span<const KvLayout> kv;                 // one per cache group
+    ArenaLayout arena_layout;                     // offsets of values for max_tokens and max_outputs
+    BufferView arena;
+    uint32_t max_tokens = 0;
+    uint32_t max_outputs = 0;
+    EventRing* events = nullptr;
+};
+
+using Ticket = uint64_t;
+
+class Backend {
+  public:
+    virtual ~Backend() = default;
+    virtual const DeviceInfo& device() const noexcept = 0;
+
+    // Throws OutOfMemory. The bytes are zero.
+    virtual std::shared_ptr<Heap> create_heap(uint64_t bytes, Storage storage, std::string_view label) = 0;
+    // A view of host memory that `owner` keeps alive.
+    virtual std::shared_ptr<Heap> wrap_host(std::span<const std::byte> bytes, std::shared_ptr<const void> owner,
+                                            std::string_view label) = 0;
+    // Copies between heaps of any storage; returns when done.
+    virtual void copy(BufferView from, BufferView to) = 0;
+
+    // All choices of kernel and specialisation happen here. Throws UnsupportedModelError.
+    virtual std::unique_ptr<Plan> compile(const CompileInputs& inputs) = 0;
+    // The batch's spans must stay valid until the ticket completed.
+    virtual Ticket submit(Plan& plan, const Batch& batch) = 0;
+    virtual void wait(Ticket ticket) = 0;
+};
+
+struct BackendOptions {
+    std::string device = "auto";  // "auto", "cpu", "metal"
+    uint32_t threads = 0;         // 0: all cores
+};
+
+// The devices that this build can use on this machine, best first.
+std::vector<DeviceInfo> list_devices();
+// Throws RequestError for a device that does not exist.
+std::unique_ptr<Backend> create_backend(const BackendOptions& options);
+
+}  // namespace metallic

@@ -1,0 +1,234 @@
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/shared_ptr.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <algorithm>
+
+#include "backend/backend.h"
+#include "bindings/bindings.h"
+#include "core/error.h"
+#include "program/planner.h"
+#include "runtime/model.h"
+
+namespace nb = nanobind;
+
+namespace metallic {
+namespace {
+
+using Tokens = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Logits = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+
+// A sequence as Python holds it: it keeps its model alive and gives its pages back under the model's lock.
+class SequenceHandle {
+  public:
+    SequenceHandle(std::shared_ptr<Model> model, std::unique_ptr<Sequence> sequence)
+        : model_(std::move(model)), sequence_(std::move(sequence)) {}
+    SequenceHandle(SequenceHandle&&) = default;
+    ~SequenceHandle() { close(); }
+
+    void close() {
+        if (!sequence_) return;
+        const nb::gil_scoped_release release;
+        model_->release(std::move(sequence_));
+    }
+    Sequence& get() const {
+        if (!sequence_) throw RequestError("the sequence is closed");
+        return *sequence_;
+    }
+    Model& model() const { return *model_; }
+    const std::shared_ptr<Model>& owner() const { return model_; }
+
+  private:
+    std::shared_ptr<Model> model_;
+    std::unique_ptr<Sequence> sequence_;
+};
+
+// Signals (Ctrl-C) are looked at while a batch runs; only the main thread's interpreter state can act on them.
+bool signal_pending() {
+    const nb::gil_scoped_acquire acquire;
+    return PyErr_CheckSignals() != 0;
+}
+
+nb::dict memory_dict(const Model& model) {
+    const PoolStatistics use = model.memory();
+    nb::dict tags;
+    for (int i = 0; i < kTags; ++i) {
+        nb::dict tag;
+        tag["current"] = use.tags[i].current;
+        tag["peak"] = use.tags[i].peak;
+        tag["allocations"] = use.tags[i].allocations;
+        tags[tag_name(static_cast<Tag>(i))] = tag;
+    }
+    nb::list groups;
+    for (const Model::GroupUse& group : model.kv_use()) {
+        nb::dict entry;
+        entry["window"] = group.window;
+        entry["layers"] = group.layers;
+        entry["page_bytes"] = group.page_bytes;
+        entry["pages_in_use"] = group.pages_in_use;
+        entry["pages_held"] = group.pages_held;
+        groups.append(entry);
+    }
+    nb::dict result;
+    result["tags"] = tags;
+    result["groups"] = groups;
+    result["heaps"] = use.heaps;
+    result["heap_bytes"] = use.heap_bytes;
+    result["mapped_bytes"] = use.mapped_bytes;
+    result["free_bytes"] = use.free_bytes;
+    result["fragmentation"] = use.fragmentation();
+    result["budget"] = use.budget;
+    return result;
+}
+
+nb::dict device_dict(const DeviceInfo& device) {
+    nb::dict result;
+    result["backend"] = device.backend;
+    result["name"] = device.name;
+    result["detail"] = device.detail;
+    result["unified_memory"] = device.unified_memory;
+    result["half_arithmetic"] = device.half_arithmetic;
+    result["bfloat16_arithmetic"] = device.bfloat16_arithmetic;
+    result["matrix_units"] = device.matrix_units;
+    result["threads"] = device.threads;
+    result["memory_bytes"] = device.memory_bytes;
+    return result;
+}
+
+nb::list event_list(Model& model) {
+    nb::list result;
+    for (const Event& event : model.events().snapshot()) {
+        result.append(nb::make_tuple(event.start_ns, event.duration_ns, event.amount,
+                                     model.program().scopes.path(event.scope), static_cast<int>(event.kind),
+                                     static_cast<int>(event.thread)));
+    }
+    return result;
+}
+
+std::shared_ptr<Model> make_model(std::shared_ptr<ModelFile> file, const Program& program, uint32_t context_length,
+                                  const std::string& device, uint32_t threads, const std::string& kv_type,
+                                  uint32_t batch_tokens, uint64_t memory_budget) {
+    const DTypeInfo* kv = find_dtype(std::string_view(kv_type));
+    if (!kv) throw RequestError("no such type for keys and values: " + kv_type);
+    ModelOptions options;
+    options.kv_dtype = kv->dtype;
+    options.context_length = context_length;
+    options.batch_tokens = batch_tokens;
+    options.memory_budget = memory_budget;
+    const nb::gil_scoped_release release;
+    std::shared_ptr<Backend> backend = create_backend({device, threads});
+    return std::make_shared<Model>(std::move(file), std::move(backend), program, options);
+}
+
+void forward(Model& model, const std::vector<SequenceHandle*>& sequences, const std::vector<Tokens>& tokens,
+             const std::vector<int>& logit_modes, const std::vector<bool>& extended, Logits& logits) {
+    if (tokens.size() != sequences.size() || logit_modes.size() != sequences.size() ||
+        extended.size() != sequences.size()) {
+        throw RequestError("sequences, tokens, logit modes and RoPE choices differ in number");
+    }
+    std::vector<RunRequest> runs;
+    for (size_t i = 0; i < sequences.size(); ++i) {
+        if (&sequences[i]->model() != &model) throw RequestError("a sequence of another model");
+        runs.push_back({&sequences[i]->get(),
+                        {tokens[i].data(), tokens[i].size()},
+                        logit_modes[i] == 2,
+                        logit_modes[i] == 0,
+                        extended[i]});
+    }
+    if (logits.shape(0) != Model::logit_rows(runs) || (logits.shape(0) && logits.shape(1) != model.vocabulary())) {
+        throw RequestError("the array for the logits has the wrong shape");
+    }
+    const nb::gil_scoped_release release;
+    model.forward(runs, logits.data(), &signal_pending);
+}
+
+}  // namespace
+
+void bind_model(nb::module_& m) {
+    nb::class_<SequenceHandle>(m, "Sequence", "The cached tokens of one sequence.")
+        .def_prop_ro("length", [](const SequenceHandle& s) { return s.get().length(); })
+        .def_prop_ro("pages", [](const SequenceHandle& s) { return s.get().pages(); })
+        .def(
+            "truncate", [](SequenceHandle& s, uint32_t length) { return s.model().truncate(s.get(), length); },
+            nb::arg("length"),
+            "Forgets the tokens from `length` on. False, and nothing changed, when a window no longer holds what a "
+            "query there would see.")
+        .def(
+            "fork", [](const SequenceHandle& s) { return SequenceHandle(s.owner(), s.model().fork(s.get())); },
+            "A second sequence that shares this one's pages.")
+        .def("close", &SequenceHandle::close, "Gives the pages back; the sequence is unusable then.");
+
+    nb::class_<Model>(m, "Model", "A compiled model with its weights and pages.")
+        .def(nb::new_(&make_model), nb::arg("file"), nb::arg("program"), nb::arg("context_length"),
+             nb::arg("device") = "auto", nb::arg("threads") = 0, nb::arg("kv_type") = "F16",
+             nb::arg("batch_tokens") = 512, nb::arg("memory_budget") = 0)
+        .def("create_sequence",
+             [](const std::shared_ptr<Model>& model) { return SequenceHandle(model, model->create_sequence()); })
+        .def("forward", &forward, nb::arg("sequences"), nb::arg("tokens"), nb::arg("logit_modes"), nb::arg("extended"),
+             nb::arg("logits"),
+             nb::sig("def forward(self, sequences: collections.abc.Sequence[Sequence], tokens: "
+                     "collections.abc.Sequence[numpy.typing.NDArray[numpy.int32]], logit_modes: "
+                     "collections.abc.Sequence[int], extended: "
+                     "collections.abc.Sequence[bool], logits: numpy.typing.NDArray[numpy.float32]) -> None"),
+             "Appends tokens to sequences and writes logits [rows, vocabulary]. Logit modes: 0 none, 1 of the last "
+             "token, 2 of all. Releases the GIL; Ctrl-C is obeyed between steps.")
+        .def_prop_ro("vocabulary", &Model::vocabulary)
+        .def_prop_ro(
+            "has_extended_rope",
+            [](const Model& model) {
+                const auto& ropes = model.program().ropes;
+                return std::any_of(ropes.begin(), ropes.end(),
+                                   [](const RopeTable& table) { return !table.extended.inverse_frequencies.empty(); });
+            },
+            "Whether sequences that outgrow the trained context have RoPE tables of their own.")
+        .def_prop_ro("kv_bytes_per_token", &Model::kv_bytes_per_token)
+        .def_prop_ro("arena_bytes", &Model::arena_bytes)
+        .def_prop_ro(
+            "device", [](const Model& model) { return device_dict(model.device()); },
+            nb::sig("def device(self) -> dict[str, object]"))
+        .def_prop_ro(
+            "plan",
+            [](const Model& model) {
+                nb::list steps;
+                for (const Step& step : model.program().steps) {
+                    steps.append(nb::make_tuple(step_name(step.op), model.program().scopes.path(step.scope)));
+                }
+                return steps;
+            },
+            nb::sig("def plan(self) -> list[tuple[str, str]]"), "(operation, scope) of each planned step.")
+        .def("memory", &memory_dict, nb::sig("def memory(self) -> dict[str, object]"))
+        .def(
+            "set_tracing", [](Model& model, bool on) { model.events().set_enabled(on); }, nb::arg("on"))
+        .def("events", &event_list, nb::sig("def events(self) -> list[tuple[int, int, int, str, int, int]]"),
+             "The newest events: (start ns, duration ns, amount, scope, kind, thread).");
+
+    m.def(
+        "list_devices",
+        [] {
+            nb::list result;
+            for (const DeviceInfo& device : list_devices()) result.append(device_dict(device));
+            return result;
+        },
+        nb::sig("def list_devices() -> list[dict[str, object]]"));
+    m.def(
+        "predict_memory",
+        [](const Program& traced, const std::string& kv_type, uint32_t batch_tokens) {
+            const Program program = plan_program(traced);
+            const DTypeInfo* kv = find_dtype(std::string_view(kv_type));
+            if (!kv) throw RequestError("no such type for keys and values: " + kv_type);
+            nb::list groups;
+            for (const CacheGroup& group : program.groups) {
+                const KvLayout layout = KvLayout::of(group, kv->dtype);
+                groups.append(nb::make_tuple(group.window, layout.page_bytes));
+            }
+            return nb::make_tuple(groups, Model::activation_bytes(program, batch_tokens));
+        },
+        nb::arg("program"), nb::arg("kv_type"), nb::arg("batch_tokens"),
+        nb::sig("def predict_memory(program: Program, kv_type: str, batch_tokens: int) -> "
+                "tuple[list[tuple[int, int]], int]"),
+        "What a model of this program would take: ([(window, bytes of a page)], bytes of activations).");
+    m.attr("page_tokens") = kPageTokens;
+}
+
+}  // namespace metallic

@@ -1,0 +1,11 @@
+#include "bindings/bindings.h"
+
+NB_MODULE(_native, m) {
+    m.doc() = "The native core of metallic_native. Not a public interface.";
+    metallic::bind_errors(m);
+    metallic::bind_gguf(m);
+    metallic::bind_kernels(m);
+    metallic::bind_sampling(m);
+    metallic::bind_builder(m);
+    metallic::bind_model(m);
+}

@@ -1,0 +1,154 @@
+#include "memory/pool.h"
+
+#include <algorithm>
+
+#include "core/error.h"
+
+namespace metallic {
+
+const char* tag_name(Tag tag) noexcept {
+    static constexpr const char* kNames[kTags] = {"weights", "kv", "activations", "staging"};
+    return kNames[static_cast<int>(tag)];
+}
+
+uint64_t PoolStatistics::current() const noexcept {
+    uint64_t sum = 0;
+    for (const TagUse& use : tags) sum += use.current;
+    return sum;
+}
+
+double PoolStatistics::fragmentation() const noexcept {
+    return free_bytes == 0 ? 0.0 : 1.0 - static_cast<double>(largest_free) / static_cast<double>(free_bytes);
+}
+
+Allocation& Allocation::operator=(Allocation&& other) noexcept {
+    if (this == &other) return *this;
+    reset();
+    pool_ = std::exchange(other.pool_, nullptr);
+    view_ = std::exchange(other.view_, {});
+    reserved_ = other.reserved_;
+    elements_ = other.elements_;
+    heap_ = other.heap_;
+    dtype_ = other.dtype_;
+    tag_ = other.tag_;
+    return *this;
+}
+
+void Allocation::reset() noexcept {
+    if (!pool_) return;
+    pool_->release(*this);
+    pool_ = nullptr;
+    view_ = {};
+}
+
+Pool::Pool(std::shared_ptr<Backend> backend, uint64_t budget) : backend_(std::move(backend)) {
+    statistics_.budget = budget;
+}
+
+Pool::~Pool() = default;
+
+Allocation Pool::allocate(DType dtype, uint64_t elements, Tag tag, std::string_view owner) {
+    const DTypeInfo& info = dtype_info(dtype);
+    if (elements % info.block_elements != 0)
+        throw Error("allocation of part of a " + std::string(info.name) + " block");
+    Allocation allocation = allocate_bytes(elements / info.block_elements * info.block_bytes, tag, owner);
+    allocation.dtype_ = dtype;
+    allocation.elements_ = elements;
+    return allocation;
+}
+
+Allocation Pool::allocate_bytes(uint64_t bytes, Tag tag, std::string_view owner) {
+    const uint64_t reserved = std::max<uint64_t>(kAlignment, (bytes + kAlignment - 1) / kAlignment * kAlignment);
+    if (reserved < bytes) throw OutOfMemory("an allocation of impossible size", bytes, 0, std::string(owner));
+    const std::lock_guard lock(mutex_);
+    Allocation allocation;
+    bool placed = false;
+    if (reserved <= kHeapBytes / 2) {
+        for (uint32_t i = 0; i < heaps_.size() && !placed; ++i) {
+            if (!heaps_[i].heap || !heaps_[i].ranges) continue;
+            if (const auto offset = heaps_[i].ranges->take(reserved)) {
+                allocation.heap_ = i;
+                allocation.view_.offset = *offset;
+                placed = true;
+            }
+        }
+        if (!placed) {
+            allocation.heap_ = add_heap(kHeapBytes, owner, true);
+            allocation.view_.offset = *heaps_[allocation.heap_].ranges->take(reserved);
+        }
+    } else {
+        allocation.heap_ = add_heap(reserved, owner, false);
+    }
+    allocation.pool_ = this;
+    allocation.view_.heap = heaps_[allocation.heap_].heap.get();
+    allocation.view_.bytes = bytes;
+    allocation.reserved_ = reserved;
+    allocation.elements_ = bytes;
+    allocation.tag_ = tag;
+    TagUse& use = statistics_.tags[static_cast<int>(tag)];
+    use.current += reserved;
+    use.peak = std::max(use.peak, use.current);
+    ++use.allocations;
+    return allocation;
+}
+
+uint32_t Pool::add_heap(uint64_t bytes, std::string_view owner, bool shared) {
+    const uint64_t budget = statistics_.budget;
+    const uint64_t used = statistics_.heap_bytes;
+    if (budget && (bytes > budget || used > budget - bytes)) {
+        const uint64_t available = used < budget ? budget - used : 0;
+        throw OutOfMemory("the memory budget of " + std::to_string(budget) + " bytes is used up", bytes, available,
+                          std::string(owner));
+    }
+    Slot slot{backend_->create_heap(bytes, Storage::shared, owner),
+              shared ? std::make_unique<FreeList>(bytes) : nullptr};
+    statistics_.heap_bytes += bytes;
+    ++statistics_.heaps;
+    const auto hole = std::find_if(heaps_.begin(), heaps_.end(), [](const Slot& s) { return !s.heap; });
+    if (hole == heaps_.end()) {
+        heaps_.push_back(std::move(slot));
+        return static_cast<uint32_t>(heaps_.size() - 1);
+    }
+    *hole = std::move(slot);
+    return static_cast<uint32_t>(hole - heaps_.begin());
+}
+
+void Pool::release(Allocation& allocation) noexcept {
+    const std::lock_guard lock(mutex_);
+    statistics_.tags[static_cast<int>(allocation.tag_)].current -= allocation.reserved_;
+    Slot& slot = heaps_[allocation.heap_];
+    if (slot.ranges) {
+        slot.ranges->give(allocation.view_.offset, allocation.reserved_);
+        if (slot.ranges->free_bytes() < slot.heap->bytes()) return;
+        // One empty heap is kept, so that a run after a run allocates nothing.
+        const auto empty = std::count_if(heaps_.begin(), heaps_.end(), [](const Slot& s) {
+            return s.heap && s.ranges && s.ranges->free_bytes() == s.heap->bytes();
+        });
+        if (empty <= 1) return;
+    }
+    statistics_.heap_bytes -= slot.heap->bytes();
+    --statistics_.heaps;
+    slot = Slot{};
+}
+
+void Pool::count_mapped(uint64_t bytes) noexcept {
+    const std::lock_guard lock(mutex_);
+    TagUse& use = statistics_.tags[static_cast<int>(Tag::weights)];
+    use.current += bytes;
+    use.peak = std::max(use.peak, use.current);
+    ++use.allocations;
+    statistics_.mapped_bytes += bytes;
+}
+
+PoolStatistics Pool::statistics() const {
+    const std::lock_guard lock(mutex_);
+    PoolStatistics result = statistics_;
+    for (const Slot& slot : heaps_) {
+        if (!slot.ranges) continue;
+        result.free_bytes += slot.ranges->free_bytes();
+        result.largest_free = std::max(result.largest_free, slot.ranges->largest());
+    }
+    return result;
+}
+
+}  // namespace metallic

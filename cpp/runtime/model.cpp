@@ -1,0 +1,235 @@
+#include "runtime/model.h"
+
+#include <algorithm>
+
+#include "core/error.h"
+
+namespace metallic {
+namespace {
+
+// Logits of one submission stay within this many bytes of arena, but at least kMinOutputs rows.
+constexpr uint64_t kLogitBytes = uint64_t{8} << 20;
+constexpr uint64_t kMinOutputs = 16;
+
+uint32_t max_outputs(const Program& program, uint32_t batch_tokens) {
+    const uint64_t row = uint64_t{program.values[program.logits].width} * sizeof(float);
+    return static_cast<uint32_t>(std::min<uint64_t>(std::max(kLogitBytes / row, kMinOutputs), batch_tokens));
+}
+
+bool is_kv_dtype(DType dtype) {
+    return dtype == DType::F32 || dtype == DType::F16 || dtype == DType::BF16 || dtype == DType::Q8_0;
+}
+
+}  // namespace
+
+Model::Model(std::shared_ptr<const ModelFile> file, std::shared_ptr<Backend> backend, const Program& program,
+             const ModelOptions& options)
+    : file_(std::move(file)),
+      backend_(std::move(backend)),
+      options_(options),
+      program_(plan_program(program)),
+      pool_(backend_, options.memory_budget) {
+    if (options_.batch_tokens == 0 || options_.batch_tokens > 65536) {
+        throw RequestError("batch_tokens must lie between 1 and 65536");
+    }
+    if (options_.context_length == 0) throw RequestError("the context length must be at least 1");
+    if (!is_kv_dtype(options_.kv_dtype)) {
+        throw RequestError("keys and values cannot be kept in " + std::string(dtype_info(options_.kv_dtype).name) +
+                           "; F32, F16, BF16 and Q8_0 are supported");
+    }
+    bind_weights();
+    for (size_t g = 0; g < program_.groups.size(); ++g) {
+        layouts_.push_back(KvLayout::of(program_.groups[g], options_.kv_dtype));
+        stores_.push_back(std::make_unique<PageStore>(pool_, layouts_.back(), "kv/group." + std::to_string(g)));
+    }
+    compile();
+}
+
+Model::~Model() = default;
+
+void Model::bind_weights() {
+    file_heaps_.resize(file_->paths().size());
+    for (const Weight& weight : program_.weights) {
+        const TensorInfo& tensor = file_->tensor(weight.name);
+        const std::span<const std::byte> bytes = file_->tensor_bytes(tensor);
+        const auto& mapping = file_->mapping(tensor.file);
+        if (!mapping) {
+            file_heaps_.push_back(backend_->wrap_host(bytes, file_, weight.name));
+            weights_.push_back({file_heaps_.back().get(), 0, bytes.size()});
+        } else {
+            auto& heap = file_heaps_[tensor.file];
+            if (!heap) heap = backend_->wrap_host(mapping->bytes(), mapping, mapping->path());
+            weights_.push_back({heap.get(), tensor.offset, bytes.size()});
+        }
+        pool_.count_mapped(bytes.size());
+    }
+}
+
+void Model::compile() {
+    max_outputs_ = max_outputs(program_, options_.batch_tokens);
+    CompileInputs inputs;
+    inputs.program = &program_;
+    inputs.weights = weights_;
+    inputs.kv = layouts_;
+    inputs.arena_layout = layout_arena(program_, options_.batch_tokens, max_outputs_);
+    arena_ = pool_.allocate_bytes(inputs.arena_layout.bytes, Tag::activations, "activations");
+    inputs.arena = arena_.view();
+    inputs.max_tokens = options_.batch_tokens;
+    inputs.max_outputs = max_outputs_;
+    inputs.events = &events_;
+    plan_ = backend_->compile(inputs);
+}
+
+uint64_t Model::activation_bytes(const Program& planned, uint32_t batch_tokens) {
+    return layout_arena(planned, batch_tokens, max_outputs(planned, batch_tokens)).bytes;
+}
+
+std::unique_ptr<Sequence> Model::create_sequence() {
+    std::vector<PageStore*> stores;
+    std::vector<uint32_t> windows;
+    for (size_t g = 0; g < stores_.size(); ++g) {
+        stores.push_back(stores_[g].get());
+        windows.push_back(program_.groups[g].window);
+    }
+    return std::make_unique<Sequence>(*backend_, std::move(stores), std::move(windows));
+}
+
+std::unique_ptr<Sequence> Model::fork(const Sequence& sequence) {
+    const std::lock_guard lock(mutex_);
+    return sequence.fork();
+}
+
+void Model::release(std::unique_ptr<Sequence> sequence) noexcept {
+    const std::lock_guard lock(mutex_);
+    sequence.reset();
+}
+
+bool Model::truncate(Sequence& sequence, uint32_t length) {
+    const std::lock_guard lock(mutex_);
+    return sequence.truncate(length);
+}
+
+uint64_t Model::logit_rows(std::span<const RunRequest> runs) noexcept {
+    uint64_t rows = 0;
+    for (const RunRequest& run : runs) rows += run.no_logits ? 0 : run.all_logits ? run.tokens.size() : 1;
+    return rows;
+}
+
+void Model::check(std::span<const RunRequest> runs) const {
+    for (size_t i = 0; i < runs.size(); ++i) {
+        const RunRequest& run = runs[i];
+        if (!run.sequence || run.tokens.empty()) throw RequestError("a run needs a sequence and at least one token");
+        for (size_t j = 0; j < i; ++j) {
+            if (runs[j].sequence == run.sequence) throw RequestError("a sequence may appear once in a batch");
+        }
+        if (run.tokens.size() > options_.context_length ||
+            run.sequence->length() > options_.context_length - run.tokens.size()) {
+            throw RequestError(std::to_string(run.sequence->length()) + " + " + std::to_string(run.tokens.size()) +
+                               " tokens do not fit the context length of " + std::to_string(options_.context_length));
+        }
+        const auto bad = std::find_if(run.tokens.begin(), run.tokens.end(), [&](int32_t token) {
+            return token < 0 || static_cast<uint32_t>(token) >= vocabulary();
+        });
+        if (bad != run.tokens.end()) {
+            throw RequestError("token id " + std::to_string(*bad) + " is outside the vocabulary of " +
+                               std::to_string(vocabulary()));
+        }
+    }
+}
+
+void Model::add_run(const RunRequest& request, uint32_t done, uint32_t count) {
+    const uint32_t first_row = static_cast<uint32_t>(tokens_.size());
+    const uint32_t position = request.sequence->length();
+    request.sequence->reserve(position + count);
+    runs_.push_back({first_row, count, position, request.rope_extended});
+    for (size_t g = 0; g < stores_.size(); ++g) tables_.push_back(request.sequence->table(g));
+    tokens_.insert(tokens_.end(), request.tokens.begin() + done, request.tokens.begin() + done + count);
+    if (request.no_logits) return;
+    const bool ends = done + count == request.tokens.size();
+    for (uint32_t i = 0; i < count; ++i) {
+        if (request.all_logits || (ends && i + 1 == count)) output_rows_.push_back(first_row + i);
+    }
+}
+
+// Fills the batch with the next tokens of the requests, in order, and returns how many.
+uint32_t Model::fill_batch(std::span<const RunRequest> requests) {
+    tokens_.clear();
+    runs_.clear();
+    tables_.clear();
+    output_rows_.clear();
+    for (size_t i = 0; i < requests.size(); ++i) {
+        Progress& progress = progress_[i];
+        progress.queued = 0;
+        const uint32_t left = static_cast<uint32_t>(requests[i].tokens.size()) - progress.done;
+        const uint32_t outputs_left = max_outputs_ - static_cast<uint32_t>(output_rows_.size());
+        uint32_t count = std::min(left, options_.batch_tokens - static_cast<uint32_t>(tokens_.size()));
+        if (requests[i].all_logits) {
+            count = std::min(count, outputs_left);
+        } else if (outputs_left == 0) {
+            break;
+        }
+        if (count == 0) continue;
+        add_run(requests[i], progress.done, count);
+        progress.queued = count;
+    }
+    return static_cast<uint32_t>(tokens_.size());
+}
+
+void Model::forward(std::span<const RunRequest> requests, float* logits, const std::function<bool()>& interrupted) {
+    const std::lock_guard lock(mutex_);
+    check(requests);
+    progress_.assign(requests.size(), {});
+    // With several runs the logits arrive batch by batch; those of run i start at its row of the result.
+    std::vector<uint64_t> result_row(requests.size(), 0);
+    for (size_t i = 1; i < requests.size(); ++i) {
+        result_row[i] = result_row[i - 1] + logit_rows(requests.subspan(i - 1, 1));
+    }
+    std::vector<float> gathered;
+    while (fill_batch(requests) > 0) {
+        Batch batch{tokens_, runs_, tables_, output_rows_, nullptr, interrupted};
+        // Straight to the caller when this batch's rows follow each other there; else through a buffer.
+        const bool direct =
+            requests.size() == 1 || (requests.size() == runs_.size() && output_rows_.size() == logit_rows(requests));
+        const size_t width = vocabulary();
+        if (direct) {
+            batch.logits = logits + result_row[0] * width;
+        } else {
+            gathered.resize(output_rows_.size() * width);
+            batch.logits = gathered.data();
+        }
+        backend_->wait(backend_->submit(*plan_, batch));
+        size_t row = 0, run = 0;
+        for (size_t i = 0; i < requests.size(); ++i) {
+            Progress& progress = progress_[i];
+            if (progress.queued == 0) continue;
+            requests[i].sequence->commit(requests[i].sequence->length() + progress.queued);
+            progress.done += progress.queued;
+            const uint32_t end_row = runs_[run].first_row + runs_[run].length;
+            ++run;
+            const size_t first = row;
+            while (row < output_rows_.size() && output_rows_[row] < end_row) ++row;
+            if (!direct) {
+                std::copy_n(gathered.data() + first * width, (row - first) * width, logits + result_row[i] * width);
+            }
+            result_row[i] += row - first;
+        }
+    }
+}
+
+std::vector<Model::GroupUse> Model::kv_use() const {
+    const std::lock_guard lock(mutex_);
+    std::vector<GroupUse> result;
+    for (size_t g = 0; g < stores_.size(); ++g) {
+        result.push_back({program_.groups[g].window, program_.groups[g].layers, layouts_[g].page_bytes,
+                          stores_[g]->pages_in_use(), stores_[g]->pages_held()});
+    }
+    return result;
+}
+
+uint64_t Model::kv_bytes_per_token() const noexcept {
+    uint64_t bytes = 0;
+    for (const KvLayout& layout : layouts_) bytes += layout.page_bytes / kPageTokens;
+    return bytes;
+}
+
+}  // namespace metallic

@@ -1,0 +1,109 @@
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "backend/backend.h"
+#include "gguf/model_file.h"
+#include "kv/page_store.h"
+#include "kv/sequence.h"
+#include "memory/pool.h"
+#include "program/program.h"
+#include "trace/events.h"
+
+namespace metallic {
+
+struct ModelOptions {
+    DType kv_dtype = DType::F16;  // F32, F16, BF16, Q8_0
+    uint32_t context_length = 0;  // the model's own limit; a sequence never grows past it
+    uint32_t batch_tokens = 512;  // most tokens of one submission
+    uint64_t memory_budget = 0;   // bytes; 0: none
+};
+
+// Part of one forward pass: the next tokens of a sequence, and which of them want logits.
+struct RunRequest {
+    Sequence* sequence = nullptr;
+    std::span<const int32_t> tokens;
+    bool all_logits = false;  // of every token; otherwise of the last
+    bool no_logits = false;   // of none
+    bool rope_extended = false;
+};
+
+// A loaded model: weights, plan, pages. Thread-safe: forward passes of several threads take turns.
+class Model {
+  public:
+    // `program` is traced, not planned. Throws UnsupportedModelError, OutOfMemory, RequestError.
+    Model(std::shared_ptr<const ModelFile> file, std::shared_ptr<Backend> backend, const Program& program,
+          const ModelOptions& options);
+    ~Model();
+
+    std::unique_ptr<Sequence> create_sequence();
+    std::unique_ptr<Sequence> fork(const Sequence& sequence);
+    void release(std::unique_ptr<Sequence> sequence) noexcept;
+    bool truncate(Sequence& sequence, uint32_t length);
+
+    // Appends the runs' tokens to their sequences and writes the wanted logits, run by run, to `logits` [rows,
+    // vocabulary]. Long runs are split into submissions of at most batch_tokens. On an exception each sequence has the
+    // tokens of the submissions that completed. `interrupted` is polled; see Batch.
+    void forward(std::span<const RunRequest> runs, float* logits, const std::function<bool()>& interrupted);
+    // Rows of logits that `runs` ask for.
+    static uint64_t logit_rows(std::span<const RunRequest> runs) noexcept;
+
+    uint32_t vocabulary() const noexcept { return program_.values[program_.logits].width; }
+    const ModelOptions& options() const noexcept { return options_; }
+    const Program& program() const noexcept { return program_; }
+    const DeviceInfo& device() const noexcept { return backend_->device(); }
+    EventRing& events() noexcept { return events_; }
+    PoolStatistics memory() const { return pool_.statistics(); }
+
+    struct GroupUse {
+        uint32_t window, layers;
+        uint64_t page_bytes, pages_in_use, pages_held;
+    };
+    std::vector<GroupUse> kv_use() const;
+    // Bytes that keys and values of one token take in all groups, without regard to windows.
+    uint64_t kv_bytes_per_token() const noexcept;
+    uint64_t arena_bytes() const noexcept { return arena_.view().bytes; }
+    // The activations that a model of this planned program takes with submissions of at most `batch_tokens`.
+    static uint64_t activation_bytes(const Program& planned, uint32_t batch_tokens);
+
+  private:
+    void bind_weights();
+    void compile();
+    void check(std::span<const RunRequest> runs) const;
+    uint32_t fill_batch(std::span<const RunRequest> requests);
+    void add_run(const RunRequest& request, uint32_t done, uint32_t count);
+
+    std::shared_ptr<const ModelFile> file_;
+    std::shared_ptr<Backend> backend_;
+    ModelOptions options_;
+    Program program_;
+    EventRing events_{1 << 14};
+    Pool pool_;
+    std::vector<std::shared_ptr<Heap>> file_heaps_;
+    std::vector<BufferView> weights_;
+    std::vector<KvLayout> layouts_;
+    std::vector<std::unique_ptr<PageStore>> stores_;
+    uint32_t max_outputs_ = 0;
+    Allocation arena_;
+    std::unique_ptr<Plan> plan_;
+
+    mutable std::mutex mutex_;
+    // Reused from batch to batch, so that a step allocates nothing.
+    struct Progress {
+        uint32_t done = 0;    // tokens in the cache
+        uint32_t queued = 0;  // tokens in the batch being built
+    };
+    std::vector<Progress> progress_;
+    std::vector<int32_t> tokens_;
+    std::vector<Run> runs_;
+    std::vector<PageTableView> tables_;
+    std::vector<uint32_t> output_rows_;
+};
+
+}  // namespace metallic

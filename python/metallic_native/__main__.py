@@ -1,0 +1,7 @@
+"""``python -m metallic_native``: the command ``metallic``."""
+
+import sys
+
+from .cli import main
+
+sys.exit(main())

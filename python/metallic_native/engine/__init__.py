@@ -1,0 +1,19 @@
+"""Running models: loading them, forward passes, generation and chats."""
+
+from .generation import Chunk, Generation, GenerationStats
+from .loader import load, load_tokenizer
+from .memory import MemoryReport, TagUse
+from .model import Model
+from .session import Session
+
+__all__ = [
+    "Chunk",
+    "Generation",
+    "GenerationStats",
+    "MemoryReport",
+    "Model",
+    "Session",
+    "TagUse",
+    "load",
+    "load_tokenizer",
+]

@@ -1,0 +1,85 @@
+"""The cached tokens of one sequence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from .. import _native
+from ..errors import Error
+
+__all__ = ["CachedTokens"]
+
+_LAST, _ALL = 1, 2
+
+
+class CachedTokens:
+    """A sequence whose keys and values stay in pages between calls, and which tokens they are of.
+
+    Not for use by two threads at once. Where the model has RoPE tables for contexts longer than it was trained for
+    (``original_context``), a sequence uses them from the start if it is planned to grow past that.
+    """
+
+    def __init__(self, native: _native.Model, context_length: int, original_context: int) -> None:
+        self._native: _native.Model | None = native
+        self._sequence = native.create_sequence()
+        self._context_length = context_length
+        self._original_context = original_context if native.has_extended_rope else 0
+        self._extended = False
+        self.tokens: list[int] = []
+
+    def keep_prefix(self, ids: Sequence[int], planned: int) -> int:
+        """Forget all cached tokens but those that ``ids`` begins with, the last of ``ids`` excepted, and say how many
+        stay.
+
+        ``planned`` is the length that the sequence is expected to reach.
+        """
+        extended = self._needs_extended(planned)
+        keep = 0
+        if extended == self._extended:
+            for cached, wanted in zip(self.tokens, ids[:-1], strict=False):
+                if cached != wanted:
+                    break
+                keep += 1
+        if not self._sequence.truncate(keep):
+            keep = 0
+            self._sequence.close()
+            self._sequence = self._open().create_sequence()
+        del self.tokens[keep:]
+        self._extended = extended
+        return keep
+
+    def extend(self, ids: Sequence[int], planned: int, all_positions: bool = False) -> npt.NDArray[np.float32]:
+        """Append tokens; the logits after the last of them, float32 [1, vocabulary], or after each, [n, vocabulary]."""
+        native = self._open()
+        if not self.tokens:
+            self._extended = self._needs_extended(planned)
+        logits = np.empty((len(ids) if all_positions else 1, native.vocabulary), np.float32)
+        before = self._sequence.length
+        try:
+            native.forward(
+                [self._sequence],
+                [np.asarray(ids, np.int32)],
+                [_ALL if all_positions else _LAST],
+                [self._extended],
+                logits,
+            )
+        finally:
+            # After an interruption the sequence has the tokens of the submissions that completed.
+            self.tokens.extend(ids[: self._sequence.length - before])
+        return logits
+
+    def _needs_extended(self, planned: int) -> bool:
+        return self._original_context > 0 and planned > self._original_context
+
+    def _open(self) -> _native.Model:
+        if self._native is None:
+            raise Error("the model or the sequence is closed")
+        return self._native
+
+    def close(self) -> None:
+        """Give the pages back."""
+        self._native = None
+        self._sequence.close()

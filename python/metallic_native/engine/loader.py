@@ -1,0 +1,119 @@
+"""From a path to a model: the file is mapped, its metadata read, the model function traced, the program compiled."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .. import _native
+from ..errors import ModelFormatError, RequestError
+from ..loading import ModelConfig, resolve_model
+from ..models import model_function
+from ..text import ChatTemplate, Tokenizer
+from .model import Model
+
+__all__ = ["load", "load_tokenizer", "trace_program"]
+
+log = logging.getLogger(__name__)
+
+KV_TYPES = ("f32", "f16", "bf16", "q8_0")
+_FLOATS: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2")}
+
+
+def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
+    """The tokenizer of a GGUF file, which may hold a vocabulary and no tensors.
+
+    Raises ModelFormatError or UnsupportedModelError, as :func:`load` does.
+    """
+    file = _native.GgufModelFile(os.fspath(path))
+    return Tokenizer.from_metadata(file.metadata)
+
+
+def load(
+    path_or_repo: str | os.PathLike[str] = "demo",
+    device: str = "auto",
+    threads: int | None = None,
+    kv_type: str = "f16",
+    *,
+    context_length: int | None = None,
+    batch_tokens: int = 512,
+    memory_budget: int | None = None,
+) -> Model:
+    """Load a model.
+
+    ``path_or_repo`` is a GGUF file (any part of a split one), a Hugging Face repository as
+    ``owner/name[:quantisation]``, or ``"demo"``, the small model that comes with the package. ``device`` is
+    ``"auto"``, ``"cpu"`` or ``"metal"``; ``threads`` those of the CPU backend (default: one per core). Keys and
+    values are kept as ``kv_type``: ``"f16"``, ``"bf16"``, ``"f32"`` or ``"q8_0"``. ``context_length`` in tokens
+    lowers the model's own limit, and nothing is reserved for it. At most ``batch_tokens`` tokens are computed at a
+    time, which bounds the activations. ``memory_budget`` in bytes bounds what the pool takes from the system.
+
+    Raises ModelFormatError for a corrupt file, UnsupportedModelError for one that needs what is not implemented,
+    RequestError for arguments that make no sense, OutOfMemory when the budget is too small.
+    """
+    if kv_type.lower() not in KV_TYPES:
+        raise RequestError(f"kv_type must be one of {', '.join(KV_TYPES)}, not {kv_type!r}")
+    if threads is not None and not 1 <= threads <= 1024:
+        raise RequestError(f"threads must lie between 1 and 1024, not {threads}")
+    if not 1 <= batch_tokens <= 65536:
+        raise RequestError(f"batch_tokens must lie between 1 and 65536, not {batch_tokens}")
+    if memory_budget is not None and memory_budget < 1:
+        raise RequestError(f"memory_budget must be at least 1 byte, not {memory_budget}")
+    path = resolve_model(path_or_repo)
+    file = _native.GgufModelFile(str(path))
+    metadata = file.metadata
+    config = ModelConfig.from_metadata(metadata)
+    context = _context_length(config, context_length)
+    tokenizer = Tokenizer.from_metadata(metadata)
+    tokenizer.prepare_in_background()
+    program = trace_program(file, config)
+    native = _native.Model(
+        file,
+        program,
+        device=device,
+        threads=threads or 0,
+        kv_type=kv_type.upper(),
+        context_length=context,
+        batch_tokens=min(batch_tokens, context),
+        memory_budget=memory_budget or 0,
+    )
+    log.info("loaded %s (%s, %d blocks) on %s", path, config.architecture, config.block_count, native.device["name"])
+    return Model(
+        native=native,
+        path=Path(path),
+        config=config,
+        tokenizer=tokenizer,
+        template=ChatTemplate.from_metadata(metadata, tokenizer),
+        context_length=context,
+        kv_type=kv_type.lower(),
+    )
+
+
+def _context_length(config: ModelConfig, wanted: int | None) -> int:
+    if wanted is None:
+        return config.context_length
+    if not 1 <= wanted <= config.context_length:
+        raise RequestError(f"context_length must lie between 1 and the model's {config.context_length}, not {wanted}")
+    return wanted
+
+
+def trace_program(file: _native.GgufModelFile, config: ModelConfig) -> _native.Program:
+    """The traced program of a file's model function."""
+    dtypes = {tensor.name: tensor.dtype for tensor in file.tensors}
+
+    def tensor(name: str) -> npt.NDArray[np.float32] | None:
+        if name not in dtypes:
+            return None
+        if dtypes[name] not in _FLOATS:
+            raise ModelFormatError(f"a tensor of floats is needed, not {dtypes[name]}", file=file.paths[0], where=name)
+        return file.tensor_data(name).view(_FLOATS[dtypes[name]]).astype(np.float32)
+
+    builder = _native.Builder(file)
+    with builder.scope("forward"):
+        model_function(config.architecture)(config, builder, tensor)
+    return builder.finish()

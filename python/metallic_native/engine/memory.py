@@ -1,0 +1,78 @@
+"""What a model's memory is used for, as its pool counts it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from .. import _native
+
+__all__ = ["CacheUse", "MemoryReport", "TagUse"]
+
+
+@dataclass(frozen=True)
+class TagUse:
+    """Bytes of one purpose: in use now, and the most that ever were; ``allocations`` were made so far."""
+
+    current: int
+    peak: int
+    allocations: int
+
+
+@dataclass(frozen=True)
+class CacheUse:
+    """The pages of one cache group: layers that keep history alike."""
+
+    window: int
+    """Tokens that a query of these layers sees; 0 is all."""
+    layers: int
+    page_bytes: int
+    pages_in_use: int
+    pages_held: int
+    """Pages in memory, in use or free."""
+
+
+@dataclass(frozen=True)
+class MemoryReport:
+    """Memory of one model, in bytes. ``tags`` are ``weights``, ``kv``, ``activations`` and ``staging``."""
+
+    tags: dict[str, TagUse]
+    cache_groups: tuple[CacheUse, ...]
+    page_tokens: int
+    """Tokens whose keys and values share a page."""
+    heaps: int
+    heap_bytes: int
+    """Obtained from the system; ``free_bytes`` of them are not handed out."""
+    free_bytes: int
+    mapped_bytes: int
+    """Weights read where the file is mapped: part of the tag ``weights``, not of the heaps."""
+    fragmentation: float
+    """0 where all free bytes are one range, towards 1 for many small ones."""
+    budget: int
+    """The limit on ``heap_bytes``; 0 is none."""
+
+    @property
+    def current(self) -> int:
+        """Bytes in use, all tags together."""
+        return sum(use.current for use in self.tags.values())
+
+    @property
+    def pages(self) -> int:
+        """Pages in use, all cache groups together."""
+        return sum(group.pages_in_use for group in self.cache_groups)
+
+    @classmethod
+    def of(cls, model: _native.Model) -> MemoryReport:
+        """Read from the pool; may be called while a generation runs."""
+        use: dict[str, Any] = model.memory()
+        return cls(
+            tags={name: TagUse(**tag) for name, tag in use["tags"].items()},
+            cache_groups=tuple(CacheUse(**group) for group in use["groups"]),
+            page_tokens=_native.page_tokens,
+            heaps=use["heaps"],
+            heap_bytes=use["heap_bytes"],
+            free_bytes=use["free_bytes"],
+            mapped_bytes=use["mapped_bytes"],
+            fragmentation=use["fragmentation"],
+            budget=use["budget"],
+        )

@@ -1,0 +1,63 @@
+#pragma once
+
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <string_view>
+#include <vector>
+
+#include "backend/backend.h"
+#include "core/error.h"
+
+namespace metallic::test {
+
+// Host memory behind the seam, with a limit; runs no programs.
+class FakeBackend final : public Backend {
+  public:
+    explicit FakeBackend(uint64_t limit = ~uint64_t{0}) : limit_(limit) {}
+
+    const DeviceInfo& device() const noexcept override { return info_; }
+    std::shared_ptr<Heap> create_heap(uint64_t bytes, Storage storage, std::string_view label) override {
+        if (bytes > limit_ - used) throw OutOfMemory("no memory", bytes, limit_ - used, std::string(label));
+        used += bytes;
+        ++created;
+        return std::make_shared<HostHeap>(*this, bytes, storage);
+    }
+    std::shared_ptr<Heap> wrap_host(std::span<const std::byte>, std::shared_ptr<const void>,
+                                    std::string_view) override {
+        throw Error("not here");
+    }
+    void copy(BufferView from, BufferView to) override {
+        ++copies;
+        std::memcpy(to.host(), from.host(), from.bytes);
+    }
+    std::unique_ptr<Plan> compile(const CompileInputs&) override { return nullptr; }
+    Ticket submit(Plan&, const Batch&) override { return 0; }
+    void wait(Ticket) override {}
+
+    uint64_t used = 0;
+    int created = 0;
+    int copies = 0;
+
+  private:
+    class HostHeap final : public Heap {
+      public:
+        HostHeap(FakeBackend& owner, uint64_t bytes, Storage storage)
+            : owner_(owner), memory_(bytes), storage_(storage) {}
+        ~HostHeap() override { owner_.used -= memory_.size(); }
+        std::byte* host() const noexcept override { return const_cast<std::byte*>(memory_.data()); }
+        uint64_t address() const noexcept override { return reinterpret_cast<uint64_t>(memory_.data()); }
+        uint64_t bytes() const noexcept override { return memory_.size(); }
+        Storage storage() const noexcept override { return storage_; }
+
+      private:
+        FakeBackend& owner_;
+        std::vector<std::byte> memory_;
+        Storage storage_;
+    };
+
+    DeviceInfo info_;
+    uint64_t limit_;
+};
+
+}  // namespace metallic::test

@@ -1,0 +1,35 @@
+"""The exception tree: bases, messages, and pickling."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+
+from metallic_native import errors
+
+EXAMPLES = [
+    (errors.Error("plain"), Exception, "plain"),
+    (errors.ModelFormatError("bad", file="a.gguf", where="k", offset=7), ValueError, "a.gguf: k: bad (at byte 7)"),
+    (errors.ModelFormatError("bad"), ValueError, "bad"),
+    (errors.UnsupportedModelError("no", what="x", supported=["a", "b"]), errors.Error, "no (supported: a, b)"),
+    (
+        errors.OutOfMemory("full", needed=8, available=4, owner="kv"),
+        MemoryError,
+        "full (8 bytes needed by kv, 4 available)",
+    ),
+    (errors.DeviceError("lost", scope="forward/block.3", status="5"), errors.Error, "forward/block.3: lost (status 5)"),
+    (errors.RequestError("odd"), ValueError, "odd"),
+]
+
+
+@pytest.mark.parametrize(("error", "base", "text"), EXAMPLES)
+def test_tree_text_and_pickling(error: errors.Error, base: type[Exception], text: str) -> None:
+    assert isinstance(error, errors.Error)
+    assert isinstance(error, base)
+    assert str(error) == text
+    for copied in (pickle.loads(pickle.dumps(error)), copy.copy(error)):
+        assert type(copied) is type(error)
+        assert str(copied) == text
+        assert vars(copied) == vars(error)

@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# Makes a virtual environment, and installs what a bare Debian lacks for that and for the tests: python3-venv, a C++
+# compiler, GoogleTest. Asks for root only when something is missing.
+set -euo pipefail
+venv=$1
+
+missing=()
+has_header() { echo "#include <$1>" | c++ -std=c++20 -E -x c++ - >/dev/null 2>&1; }
+python3 -c 'import venv, ensurepip' >/dev/null 2>&1 || missing+=(python3 python3-venv)
+python3 -c 'import sysconfig, os, sys; sys.exit(not os.path.exists(sysconfig.get_paths()["include"] + "/Python.h"))' \
+    >/dev/null 2>&1 || missing+=(python3-dev)
+command -v c++ >/dev/null || missing+=(g++)
+command -v git >/dev/null || missing+=(git)
+{ command -v c++ >/dev/null && has_header gtest/gtest.h; } || missing+=(libgtest-dev)
+
+if [ ${#missing[@]} -gt 0 ]; then
+    if ! command -v apt-get >/dev/null; then
+        echo "Please install: ${missing[*]} (their Debian names)" >&2
+        exit 1
+    fi
+    as_root=()
+    [ "$(id -u)" -eq 0 ] || as_root=(sudo)
+    "${as_root[@]}" apt-get update -qq
+    DEBIAN_FRONTEND=noninteractive "${as_root[@]}" apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+fi
+
+[ -x "$venv/bin/python" ] || python3 -m venv "$venv"
