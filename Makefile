@@ -9,9 +9,9 @@ JOBS := $(shell nproc 2>/dev/null || echo 2)
 CMAKE := $(VENV)/bin/cmake
 NATIVE := build/native
 
-.PHONY: test setup install cpp-tests python-tests lint format sanitize coverage bench wheel goldens demo clean
+.PHONY: test setup install cpp-tests python-tests lint analyse format sanitize fuzz coverage goldens bench compare clean
 
-test: lint cpp-tests python-tests
+test: lint cpp-tests python-tests analyse
 
 # --- tools ------------------------------------------------------------------------------------------------------
 
@@ -43,7 +43,7 @@ lint: setup $(NATIVE)/CMakeCache.txt
 	$(VENV)/bin/ruff format --check .
 	git ls-files '*.h' '*.cpp' | xargs $(VENV)/bin/clang-format --dry-run --Werror
 
-# mypy and clang-tidy need the built module and the compile commands.
+# mypy needs the built module's types, clang-tidy the compile commands.
 analyse: install $(NATIVE)/CMakeCache.txt
 	$(VENV)/bin/mypy
 	git ls-files 'cpp/*.cpp' ':!cpp/bindings' ':!cpp/backend/cpu/isa' | \
@@ -54,14 +54,46 @@ format: setup
 	$(VENV)/bin/ruff format .
 	git ls-files '*.h' '*.cpp' | xargs $(VENV)/bin/clang-format -i
 
-# The C++ tests and fuzzers under AddressSanitizer + UndefinedBehaviorSanitizer, then ThreadSanitizer.
+# $(call sanitized,KIND): a build of the C++ tests under -fsanitize=KIND, in build/KIND.
+sanitized = $(CMAKE) -S . -B build/$(1) -G Ninja -DMETALLIC_PYTHON=OFF -DMETALLIC_TESTS=ON \
+	-DCMAKE_MAKE_PROGRAM=$(abspath $(VENV))/bin/ninja -DMETALLIC_SANITIZE=$(1) && \
+	$(CMAKE) --build build/$(1) -j $(JOBS)
+
 sanitize: setup
-	for kind in address,undefined thread; do \
-	    $(CMAKE) -S . -B build/$$kind -G Ninja -DMETALLIC_PYTHON=OFF -DMETALLIC_TESTS=ON -DMETALLIC_SANITIZE=$$kind \
-	        -DCMAKE_MAKE_PROGRAM=$(abspath $(VENV))/bin/ninja && \
-	    $(CMAKE) --build build/$$kind -j $(JOBS) && \
-	    $(VENV)/bin/ctest --test-dir build/$$kind -j $(JOBS) --output-on-failure --no-tests=error || exit 1; \
-	done
+	$(call sanitized,address$(comma)undefined)
+	$(VENV)/bin/ctest --test-dir build/address,undefined -j $(JOBS) --output-on-failure --no-tests=error
+	$(call sanitized,thread)
+	$(VENV)/bin/ctest --test-dir build/thread -j $(JOBS) --output-on-failure --no-tests=error
+
+fuzz: setup
+	$(call sanitized,address$(comma)undefined)
+	build/address,undefined/gguf_fuzz --count 200000 --seed 1
+
+comma := ,
+
+# --- measurements -----------------------------------------------------------------------------------------------
+
+coverage: setup
+	$(CMAKE) -S . -B build/coverage -G Ninja -DMETALLIC_PYTHON=OFF -DMETALLIC_TESTS=ON -DCMAKE_BUILD_TYPE=Debug \
+	    -DCMAKE_CXX_FLAGS='-O1 --coverage' -DCMAKE_MAKE_PROGRAM=$(abspath $(VENV))/bin/ninja
+	$(CMAKE) --build build/coverage -j $(JOBS)
+	$(VENV)/bin/ctest --test-dir build/coverage -j $(JOBS) --output-on-failure --no-tests=error
+	$(VENV)/bin/gcovr --root cpp build/coverage --txt --print-summary
+	$(MAKE) install
+	$(PYTHON) -m pytest --cov=metallic_native --cov-report=term
+
+bench: setup $(NATIVE)/CMakeCache.txt
+	$(CMAKE) --build $(NATIVE) -j $(JOBS)
+	mkdir -p build/bench
+	for binary in $(NATIVE)/*_bench; do $$binary --json build/bench/$$(basename $$binary).json; done
+
+compare: install
+	$(PYTHON) -m pip install --quiet '.[bench]'
+	$(PYTHON) bench/compare.py --shapes 0.5b 1b 3b --types q4_k_m q8_0 q4_0 f16 --json build/bench/compare.json
+
+goldens: install
+	$(PYTHON) -m pip install --quiet '.[goldens]'
+	METALLIC_GOLDENS=$(abspath $(PYTHON)) $(PYTHON) -m pytest -m goldens
 
 clean:
 	rm -rf build dist $(VENV)
