@@ -1,6 +1,6 @@
-// Speed of the CPU matrix kernels, against two ceilings that the program measures itself, next to every case: the rate at
-// which the same threads read memory (for one activation row), and the rate of the instruction set's byte dot product
-// from the first-level cache (for many).
+// Speed of the CPU matrix kernels, against two ceilings that the program measures itself, next to every case: the rate
+// at which the same threads read memory (for one activation row), and the rate of the instruction set's byte dot
+// product from the first-level cache (for many).
 //
 //   matmul_bench [--isa NAME] [--types Q4_0,Q4_K] [--threads N] [--rows-of-activations M] [--json FILE]
 #include <algorithm>
@@ -21,6 +21,7 @@
 #endif
 
 #include "backend/cpu/isa/matmul_kernels.h"
+#include "backend/cpu/isa/select.h"
 #include "matmul_test_data.h"
 
 namespace metallic {
@@ -30,7 +31,7 @@ using cpu::MatmulKernels;
 using testing::AlignedBytes;
 
 struct Options {
-    const MatmulKernels* kernels = &cpu::best_matmul_kernels();
+    const MatmulKernels* kernels = cpu::supported_isas().back().matmul;
     std::vector<DType> types{std::begin(testing::kWeightTypes), std::end(testing::kWeightTypes)};
     unsigned threads = 1;
     size_t m_rows = 512;
@@ -151,7 +152,8 @@ double measure_peak(const Options& options) {
         std::atomic<uint64_t> macs{0};
         const double time = run(options.threads, [&](unsigned) {
             AlignedBytes w(64 * kPeakSteps), a(512 * kPeakTile);
-            macs += static_cast<uint64_t>(isa == "avx512" ? dot_macs_avx512(w.data(), a.data()) : dot_macs_avx2(w.data(), a.data()));
+            macs += static_cast<uint64_t>(isa == "avx512" ? dot_macs_avx512(w.data(), a.data())
+                                                          : dot_macs_avx2(w.data(), a.data()));
         });
         best = std::max(best, static_cast<double>(macs) / time);
     }
@@ -173,7 +175,7 @@ Part part_of(size_t rows, unsigned threads, unsigned i) {
 }
 
 class Case {
-public:
+  public:
     Case(const Options& options, DType type, Shape shape) : options_(options), type_(type), shape_(shape) {
         std::mt19937 random(1);
         matrix_bytes_ = shape.rows * row_bytes(type, shape.k);
@@ -215,14 +217,14 @@ public:
         return result;
     }
 
-private:
+  private:
     void multiply(unsigned thread, size_t copy, size_t m_rows) {
         const Part part = part_of(shape_.rows, options_.threads, thread);
         const size_t w_stride = row_bytes(type_, shape_.k);
         AlignedBytes scratch(cpu::matmul_scratch_bytes(shape_.k));
-        options_.kernels->multiply(type_, weights_.data() + copy * matrix_bytes_ + part.first * w_stride, w_stride, part.count,
-                                   shape_.k, activations_->data(), stride_, m_rows, out_.data() + part.first, shape_.rows,
-                                   scratch.data());
+        options_.kernels->multiply(type_, weights_.data() + copy * matrix_bytes_ + part.first * w_stride, w_stride,
+                                   part.count, shape_.k, activations_->data(), stride_, m_rows,
+                                   out_.data() + part.first, shape_.rows, scratch.data());
     }
 
     const Options& options_;
@@ -234,7 +236,17 @@ private:
     std::vector<float> out_;
 };
 
-double share(double rate, double ceiling) { return ceiling > 0 ? rate / ceiling : 0; }
+// Null where this processor cannot run them.
+const MatmulKernels* find_kernels(const std::string& name) {
+    for (const cpu::Isa& isa : cpu::supported_isas()) {
+        if (name == isa.name) return isa.matmul;
+    }
+    return nullptr;
+}
+
+double share(double rate, double ceiling) {
+    return ceiling > 0 ? rate / ceiling : 0;
+}
 
 void write_json(const Options& options, const std::vector<Result>& results) {
     FILE* file = std::fopen(options.json.c_str(), "w");
@@ -242,23 +254,26 @@ void write_json(const Options& options, const std::vector<Result>& results) {
         std::fprintf(stderr, "cannot write %s\n", options.json.c_str());
         std::exit(1);
     }
-    std::fprintf(file, "{\"isa\": \"%s\", \"threads\": %u, \"activation_rows\": %zu, \"results\": [", options.kernels->name,
-                 options.threads, options.m_rows);
+    std::fprintf(file, "{\"isa\": \"%s\", \"threads\": %u, \"activation_rows\": %zu, \"results\": [",
+                 options.kernels->name, options.threads, options.m_rows);
     for (size_t i = 0; i < results.size(); ++i) {
         const Result& r = results[i];
         std::fprintf(file,
                      "%s\n  {\"type\": \"%s\", \"rows\": %zu, \"k\": %zu, \"gb_per_s\": %.3f, \"read_gb_per_s\": %.3f, "
                      "\"read_share\": %.4f, \"gmac_per_s\": %.3f, \"peak_gmac_per_s\": %.3f, \"peak_share\": %.4f}",
-                     i == 0 ? "" : ",", dtype_info(r.type).name.data(), r.shape.rows, r.shape.k, r.gigabytes, r.read_gigabytes,
-                     share(r.gigabytes, r.read_gigabytes), r.gigamacs, r.peak_gigamacs, share(r.gigamacs, r.peak_gigamacs));
+                     i == 0 ? "" : ",", dtype_info(r.type).name.data(), r.shape.rows, r.shape.k, r.gigabytes,
+                     r.read_gigabytes, share(r.gigabytes, r.read_gigabytes), r.gigamacs, r.peak_gigamacs,
+                     share(r.gigamacs, r.peak_gigamacs));
     }
     std::fprintf(file, "\n]}\n");
     std::fclose(file);
 }
 
 [[noreturn]] void fail(const std::string& why) {
-    std::fprintf(stderr, "%s\nusage: matmul_bench [--isa NAME] [--types A,B] [--threads N] [--rows-of-activations M] "
-                         "[--json FILE]\n", why.c_str());
+    std::fprintf(stderr,
+                 "%s\nusage: matmul_bench [--isa NAME] [--types A,B] [--threads N] [--rows-of-activations M] "
+                 "[--json FILE]\n",
+                 why.c_str());
     std::exit(2);
 }
 
@@ -287,7 +302,7 @@ Options parse(int argc, char** argv) {
         if (i + 1 == argc) fail("no value for " + name);
         const std::string value = argv[i + 1];
         if (name == "--isa") {
-            options.kernels = cpu::find_matmul_kernels(value);
+            options.kernels = find_kernels(value);
             if (options.kernels == nullptr) fail("no such kernels on this processor: " + value);
         } else if (name == "--types") {
             options.types = parse_types(value);
@@ -311,14 +326,15 @@ int main(int argc, char** argv) {
     using namespace metallic;
     const Options options = parse(argc, argv);
     std::printf("%s kernels, %u threads\n", options.kernels->name, options.threads);
-    std::printf("%-7s %6s %6s   1 row: %6s %7s   %zu rows: %7s %7s\n", "type", "rows", "k", "GB/s", "of read", options.m_rows,
-                "GMAC/s", "of peak");
+    std::printf("%-7s %6s %6s   1 row: %6s %7s   %zu rows: %7s %7s\n", "type", "rows", "k", "GB/s", "of read",
+                options.m_rows, "GMAC/s", "of peak");
     std::vector<Result> results;
     for (const DType type : options.types) {
         for (const Shape shape : kShapes) {
             const Result r = Case(options, type, shape).measure();
-            std::printf("%-7s %6zu %6zu          %6.1f %6.0f%%             %7.1f %6.0f%%\n", dtype_info(type).name.data(),
-                        shape.rows, shape.k, r.gigabytes, 100 * share(r.gigabytes, r.read_gigabytes), r.gigamacs,
+            std::printf("%-7s %6zu %6zu          %6.1f %6.0f%%             %7.1f %6.0f%%\n",
+                        dtype_info(type).name.data(), shape.rows, shape.k, r.gigabytes,
+                        100 * share(r.gigabytes, r.read_gigabytes), r.gigamacs,
                         100 * share(r.gigamacs, r.peak_gigamacs));
             std::fflush(stdout);
             results.push_back(r);

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes a virtual environment, and installs what a bare Debian lacks for that and for the tests: python3-venv, a C++
-# compiler, GoogleTest. Asks for root only when something is missing.
+# compiler, GoogleTest, Google Benchmark. Asks for root only when something is missing.
 set -euo pipefail
 venv=$1
 
@@ -12,6 +12,7 @@ python3 -c 'import sysconfig, os, sys; sys.exit(not os.path.exists(sysconfig.get
 command -v c++ >/dev/null || missing+=(g++)
 command -v git >/dev/null || missing+=(git)
 { command -v c++ >/dev/null && has_header gtest/gtest.h; } || missing+=(libgtest-dev)
+{ command -v c++ >/dev/null && has_header benchmark/benchmark.h; } || missing+=(libbenchmark-dev)
 
 if [ ${#missing[@]} -gt 0 ]; then
     if ! command -v apt-get >/dev/null; then

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "backend/cpu/isa/matmul_kernels.h"
+#include "backend/cpu/isa/select.h"
 #include "bindings/bindings.h"
 #include "core/dequantise.h"
 #include "core/dtype.h"
@@ -34,6 +35,14 @@ AlignedBytes make_aligned(size_t size) {
     AlignedBytes bytes(static_cast<uint8_t*>(::operator new(size + 64, std::align_val_t{64})));
     std::memset(bytes.get(), 0, size + 64);
     return bytes;
+}
+
+// Null where this processor cannot run them.
+const cpu::MatmulKernels* find_kernels(const std::string& name) {
+    for (const cpu::Isa& isa : cpu::supported_isas()) {
+        if (name == isa.name) return isa.matmul;
+    }
+    return nullptr;
 }
 
 const DTypeInfo& weight_type(const std::string& name) {
@@ -71,7 +80,7 @@ nb::ndarray<nb::numpy, float> dequantise(const std::string& name, ByteRow raw, s
 
 nb::ndarray<nb::numpy, float> matmul(const std::string& isa, const std::string& dtype, ByteRows w, size_t k,
                                      FloatRows a) {
-    const cpu::MatmulKernels* kernels = cpu::find_matmul_kernels(isa);
+    const cpu::MatmulKernels* kernels = find_kernels(isa);
     if (kernels == nullptr) throw nb::value_error(("no such kernels on this processor: " + isa).c_str());
     const DTypeInfo& info = weight_type(dtype);
     if (info.dtype == DType::I32) throw nb::value_error("I32 holds no weights");
@@ -95,9 +104,7 @@ nb::ndarray<nb::numpy, float> matmul(const std::string& isa, const std::string& 
 
 std::vector<std::string> matmul_isas() {
     std::vector<std::string> names;
-    for (const char* name : {"portable", "avx2", "avx512"}) {
-        if (cpu::find_matmul_kernels(name) != nullptr) names.emplace_back(name);
-    }
+    for (const cpu::Isa& isa : cpu::supported_isas()) names.emplace_back(isa.name);
     return names;
 }
 

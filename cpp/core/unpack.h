@@ -98,14 +98,15 @@ inline void look_up(const int8_t* table, int n, uint8_t* codes) {
 template <DType T>
 struct Format;
 
-// kTable, where a type has one, maps the nibbles that raw() unpacks to signed values; codes() are those values + 128.
+// kTable, where a format is kTabled, maps the nibbles that raw() unpacks to signed values of a magnitude up to
+// kLargest; codes() are those values + 128.
 struct PlainFormat {
-    static constexpr const int8_t* kTable = nullptr;
+    static constexpr bool kTabled = false;
     static constexpr int kElements = kBlock;
     static constexpr bool kSuper = false;
 };
 struct SuperFormat {
-    static constexpr const int8_t* kTable = nullptr;
+    static constexpr bool kTabled = false;
     static constexpr int kElements = kSuperBlock;
     static constexpr bool kSuper = true;
 };
@@ -173,6 +174,8 @@ struct Format<DType::IQ4_NL> : PlainFormat {
     using Block = BlockIQ4_NL;
     static constexpr int kZero = 128, kMaxCode = 255;
     static constexpr bool kMin = false;
+    static constexpr bool kTabled = true;
+    static constexpr int kLargest = 127;
     static constexpr const int8_t* kTable = kIQ4Values;
     static float scale(const Block& b) { return half_bits_to_float(b.d); }
     static float minimum(const Block&) { return 0; }
@@ -188,6 +191,8 @@ struct Format<DType::MXFP4> : PlainFormat {
     using Block = BlockMXFP4;
     static constexpr int kZero = 128, kMaxCode = 255;
     static constexpr bool kMin = false;
+    static constexpr bool kTabled = true;
+    static constexpr int kLargest = 12;
     static constexpr const int8_t* kTable = kE2M1Doubled;
     static float scale(const Block& b) { return e8m0_half_to_float(b.e); }
     static float minimum(const Block&) { return 0; }
@@ -314,6 +319,8 @@ struct Format<DType::IQ4_XS> : SuperFormat {
     using Block = BlockIQ4_XS;
     static constexpr int kZero = 128, kMaxCode = 255, kSub = 32;
     static constexpr bool kMin = false;
+    static constexpr bool kTabled = true;
+    static constexpr int kLargest = 127;
     static constexpr const int8_t* kTable = kIQ4Values;
     static float scale(const Block& b) { return half_bits_to_float(b.d); }
     static float minimum(const Block&) { return 0; }

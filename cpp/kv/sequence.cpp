@@ -22,18 +22,23 @@ Sequence::Sequence(Backend& backend, std::vector<PageStore*> stores, std::vector
 }
 
 void Sequence::reserve(uint32_t length) {
-    std::vector<size_t> before;
-    for (const Table& table : tables_) before.push_back(table.pages.size());
+    if (length > length_) {
+        for (Table& table : tables_) own_last_page(table);
+    }
+    const uint32_t needed = pages_for(length);
+    size_t grown = 0;
     try {
-        for (Table& table : tables_) {
-            if (length > length_) own_last_page(table);
-            const uint32_t needed = pages_for(length);
+        for (; grown < tables_.size(); ++grown) {
+            Table& table = tables_[grown];
             while (table.first_page + table.pages.size() < needed) table.pages.push_back(table.store->take());
         }
     } catch (...) {
-        for (size_t i = 0; i < tables_.size(); ++i) {
-            for (; tables_[i].pages.size() > before[i]; tables_[i].pages.pop_back()) {
-                tables_[i].store->give(tables_[i].pages.back());
+        // What the sequence holds beyond its tokens is what was taken here, or for a batch that was interrupted.
+        const uint32_t held = pages_for(length_);
+        for (size_t i = 0; i <= grown; ++i) {
+            Table& table = tables_[i];
+            for (; table.first_page + table.pages.size() > held && !table.pages.empty(); table.pages.pop_back()) {
+                table.store->give(table.pages.back());
             }
         }
         throw;

@@ -73,7 +73,7 @@ Allocation Pool::allocate_bytes(uint64_t bytes, Tag tag, std::string_view owner)
             }
         }
         if (!placed) {
-            allocation.heap_ = add_heap(kHeapBytes, owner, true);
+            allocation.heap_ = add_heap(shared_heap_bytes(reserved), owner, true);
             allocation.view_.offset = *heaps_[allocation.heap_].ranges->take(reserved);
         }
     } else {
@@ -90,6 +90,14 @@ Allocation Pool::allocate_bytes(uint64_t bytes, Tag tag, std::string_view owner)
     use.peak = std::max(use.peak, use.current);
     ++use.allocations;
     return allocation;
+}
+
+// A full heap, or what the budget leaves of one.
+uint64_t Pool::shared_heap_bytes(uint64_t needed) const noexcept {
+    if (statistics_.budget == 0) return kHeapBytes;
+    const uint64_t used = statistics_.heap_bytes;
+    const uint64_t left = used < statistics_.budget ? statistics_.budget - used : 0;
+    return std::clamp(left / kAlignment * kAlignment, needed, kHeapBytes);
 }
 
 uint32_t Pool::add_heap(uint64_t bytes, std::string_view owner, bool shared) {

@@ -94,6 +94,7 @@ class Pool {
         std::unique_ptr<FreeList> ranges;  // null: a heap of one allocation
     };
 
+    uint64_t shared_heap_bytes(uint64_t needed) const noexcept;
     uint32_t add_heap(uint64_t bytes, std::string_view owner, bool shared);
     void release(Allocation& allocation) noexcept;
 

@@ -336,5 +336,41 @@ TEST(CpuBackend, RefusesProgramsThatDoNotFitTheirInputs) {
     EXPECT_EQ(refused, 19);
 }
 
+TEST(CpuBackend, RefusesAnOutputUponAnInput) {
+    TestModel model;
+    LinearStep linear{};
+    linear.in = model.input(32);
+    linear.parts[0] = {model.whole(model.weight(DType::F32, 32, 32)), kNone, model.value(32)};
+    model.step(linear);
+    model.finish(linear.parts[0].out);
+    Session session(model, {});
+    std::vector<BufferView> weights;
+    std::vector<std::shared_ptr<Heap>> heaps;
+    for (const auto& bytes : model.bytes) {
+        heaps.push_back(session.backend->wrap_host(bytes, nullptr, "weight"));
+        weights.push_back({heaps.back().get(), 0, bytes.size()});
+    }
+    heaps.push_back(session.backend->create_heap(4096, Storage::shared, "arena"));
+    CompileInputs inputs;
+    inputs.program = &model.program;
+    inputs.weights = weights;
+    inputs.arena = {heaps.back().get(), 0, 4096};
+    inputs.max_tokens = inputs.max_outputs = 2;
+    inputs.arena_layout = {{0, 256, 0}, 4096};
+    EXPECT_NO_THROW(session.backend->compile(inputs));
+    inputs.arena_layout.offsets[1] = 252;
+    EXPECT_THROW(session.backend->compile(inputs), Error);
+    inputs.arena_layout.offsets[1] = 4096 - 252;
+    EXPECT_THROW(session.backend->compile(inputs), Error) << "beyond the arena";
+    inputs.arena_layout.offsets.pop_back();
+    EXPECT_THROW(session.backend->compile(inputs), Error) << "a layout of other values";
+}
+
+TEST(CpuBackend, RefusesACacheTypeWithoutKernels) {
+    Session::Options options;
+    options.kv = DType::Q4_0;
+    EXPECT_THROW(Session(small_model(), options), UnsupportedModelError);
+}
+
 }  // namespace
 }  // namespace metallic::testing

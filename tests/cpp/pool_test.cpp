@@ -116,6 +116,15 @@ TEST(Pool, ABudgetRefusesAndNothingChanges) {
     EXPECT_NO_THROW(pool.allocate_bytes(Pool::kHeapBytes, Tag::kv, "kv"));
 }
 
+TEST(Pool, ASmallBudgetMakesSmallHeaps) {
+    auto backend = std::make_shared<FakeBackend>();
+    Pool pool(backend, 400'000);
+    const Allocation most = pool.allocate_bytes(300'000, Tag::activations, "activations");
+    const Allocation rest = pool.allocate_bytes(90'000, Tag::kv, "kv");
+    EXPECT_LE(backend->used, 400'000u);
+    EXPECT_THROW(pool.allocate_bytes(90'000, Tag::kv, "kv"), OutOfMemory);
+}
+
 TEST(Pool, ABackendThatRefusesLeavesThePoolUsable) {
     auto backend = std::make_shared<FakeBackend>(Pool::kHeapBytes);
     Pool pool(backend, 0);

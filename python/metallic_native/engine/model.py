@@ -157,7 +157,7 @@ class Model:
         sequence for a later call, whose prompt begins with the same tokens; without one it ends with the generation.
         """
         ids = self.prompt_ids(prompt)
-        limit = self.context_length if max_tokens is None else max_tokens
+        limit = self.context_length + 1 if max_tokens is None else max_tokens  # more than there is room for
         if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
             raise RequestError(f"max_tokens must be at least 1, not {max_tokens!r}")
         rule = StopRule.of(stop, self.tokenizer, ignore_eos)

@@ -151,7 +151,7 @@ class Tokenizer:
             try:
                 self.prepare()
             except Exception as error:  # the caller meets the same error when it encodes
-                _log.warning("the tokenizer could not be built: %s", error)
+                _log.debug("the tokenizer could not be built: %s", error)
 
         thread = threading.Thread(target=build, name="tokenizer-prepare", daemon=True)
         thread.start()

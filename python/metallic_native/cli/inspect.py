@@ -1,0 +1,193 @@
+"""``metallic inspect``: what is in a model file, and what memory it would take."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+
+from ..errors import ModelFormatError, UnsupportedModelError
+from .console import console, decimal_size
+from .failures import CommandError, ExitCode
+from .loaded import open_file
+from .model_facts import MemoryEstimate, ModelFacts, estimate_memory
+from .options import KvType, one_of
+
+if TYPE_CHECKING:
+    from .. import _native
+
+__all__ = ["inspect"]
+
+_LONGEST_TEXT = 120
+_SHOWN_ELEMENTS = 4
+
+
+def inspect(
+    *,
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="MODEL",
+            help="A GGUF file, a folder with one, owner/name[:QUANT], or demo [default: demo].",
+            show_default=False,
+        ),
+    ] = None,
+    model: Annotated[str | None, typer.Option("--model", "-m", metavar="MODEL", help="The same as an option.")] = None,
+    context: Annotated[
+        int | None,
+        typer.Option("--context", "-c", min=1, help="Tokens to estimate memory for [default: the model's limit]."),
+    ] = None,
+    kv_type: Annotated[
+        str,
+        typer.Option(
+            help="Type of cached keys and values: f16, bf16, f32 or q8_0.", metavar="TYPE", parser=one_of(KvType)
+        ),
+    ] = "f16",
+    batch_tokens: Annotated[int, typer.Option(min=1, max=65536, help="Most tokens computed at a time.")] = 512,
+    tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Show a model file: metadata, configuration, tensors, and the memory that a sequence would take."""
+    if name and model:
+        raise typer.BadParameter("the model is named twice")
+    path, file = open_file(name or model or "demo")
+    metadata = file.metadata
+    facts = ModelFacts.of(file, metadata)
+    config, estimate, refused = _plan(file, metadata, context, kv_type, batch_tokens)
+    if as_json:
+        console.json(_values(path, file, metadata, facts, config, estimate, refused, tensors))
+        return
+    console.line(f"{path}: GGUF {file.version}, {len(file.paths)} file(s), {len(file.tensors)} tensors")
+    console.line(
+        f"{facts.architecture}, {facts.parameters_text} parameters, {facts.file_type}, {decimal_size(facts.bytes)}"
+    )
+    _section("Metadata", ["key", "value"], [[key, _text(value)] for key, value in metadata.items()])
+    if config is not None:
+        _section("Configuration", ["", ""], [[key, _text(value)] for key, value in config.items() if value is not None])
+    _show_tensors(file, facts, tensors)
+    if estimate is not None:
+        _show_estimate(estimate)
+    else:
+        console.line(f"\nThis model does not run: {refused}")
+
+
+def _plan(
+    file: _native.GgufModelFile, metadata: Mapping[str, object], context: int | None, kv_type: str, batch_tokens: int
+) -> tuple[dict[str, Any] | None, MemoryEstimate | None, str | None]:
+    """The configuration and the estimate, or why the model does not run."""
+    from ..loading import ModelConfig
+
+    values = None
+    try:
+        config = ModelConfig.from_metadata(metadata)
+        values = asdict(config)
+        limit = config.context_length
+        if context is not None and context > limit:
+            raise CommandError(f"--context {context} is more than the model's {limit} tokens", ExitCode.USAGE)
+        return values, estimate_memory(file, config, context or limit, kv_type, batch_tokens), None
+    except (ModelFormatError, UnsupportedModelError) as error:
+        return values, None, str(error)
+
+
+def _section(title: str, headings: list[str], rows: list[list[str]], right: tuple[int, ...] = ()) -> None:
+    console.line(f"\n{title}")
+    console.table(headings, rows, right)
+
+
+def _show_tensors(file: _native.GgufModelFile, facts: ModelFacts, each: bool) -> None:
+    rows = [
+        [name, str(count), decimal_size(size), f"{100 * size / max(facts.bytes, 1):.1f} %"]
+        for name, (count, size) in facts.types.items()
+    ]
+    _section("Tensors by type", ["type", "tensors", "size", "share"], rows, right=(1, 2, 3))
+    if each:
+        listed = [[t.name, t.dtype, " x ".join(map(str, t.shape)), decimal_size(t.nbytes)] for t in file.tensors]
+        _section("Tensors", ["name", "type", "shape", "size"], listed, right=(3,))
+
+
+def _show_estimate(estimate: MemoryEstimate) -> None:
+    rows = [["weights", decimal_size(estimate.weights), "mapped from the file"]]
+    for group in estimate.groups:
+        kind = f"window of {group.window} tokens" if group.window else "all tokens"
+        note = f"{kind}: {group.pages} pages of {estimate.page_tokens} tokens, {decimal_size(group.page_bytes)} each"
+        rows.append(["kv", decimal_size(group.pages * group.page_bytes), f"{note}, {estimate.kv_type}"])
+    rows.append(["activations", decimal_size(estimate.activations), f"up to {estimate.batch_tokens} tokens at a time"])
+    rows.append(["total", decimal_size(estimate.total), ""])
+    _section(f"Memory for {estimate.context} tokens", ["tag", "size", ""], rows, right=(1,))
+
+
+def _values(
+    path: Path,
+    file: _native.GgufModelFile,
+    metadata: Mapping[str, object],
+    facts: ModelFacts,
+    config: dict[str, Any] | None,
+    estimate: MemoryEstimate | None,
+    refused: str | None,
+    tensors: bool,
+) -> dict[str, Any]:
+    values: dict[str, Any] = {
+        "path": str(path),
+        "files": file.paths,
+        "gguf_version": file.version,
+        "architecture": facts.architecture,
+        "name": facts.name,
+        "file_type": facts.file_type,
+        "parameters": facts.parameters,
+        "bytes": facts.bytes,
+        "supported": refused is None,
+        "reason": refused,
+        "metadata": {key: _plain(value) for key, value in metadata.items()},
+        "config": config,
+        "tensor_types": {name: {"tensors": count, "bytes": size} for name, (count, size) in facts.types.items()},
+        "memory": None if estimate is None else {**asdict(estimate), "kv": estimate.kv, "total": estimate.total},
+    }
+    if tensors:
+        values["tensors"] = [
+            {
+                "name": t.name,
+                "type": t.dtype,
+                "shape": list(t.shape),
+                "bytes": t.nbytes,
+                "file": t.file,
+                "offset": t.offset,
+            }
+            for t in file.tensors
+        ]
+    return values
+
+
+def _plain(value: object) -> object:
+    """A value of the metadata for JSON: long arrays, such as vocabularies, as their length and beginning."""
+    if isinstance(value, float) and value - value != 0:  # infinite or no number, which JSON lacks
+        return str(value)
+    if not hasattr(value, "__len__") or isinstance(value, str):
+        return value
+    elements = [_plain(element) for element in _elements(value)]
+    if len(elements) <= 64:
+        return elements
+    return {"length": len(elements), "first": elements[:_SHOWN_ELEMENTS]}
+
+
+def _elements(value: Any) -> list[object]:
+    return cast("list[object]", value.tolist()) if hasattr(value, "tolist") else list(value)
+
+
+def _text(value: object) -> str:
+    """A value in a cell of a table, shortened."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_text(entry)}" for key, entry in value.items() if entry is not None)
+    if isinstance(value, str) or not hasattr(value, "__len__"):
+        text = value if isinstance(value, str) else str(value)
+        shown = text.replace("\n", "\\n")
+        return shown if len(shown) <= _LONGEST_TEXT else f"{shown[:_LONGEST_TEXT]}… ({len(text)} characters)"
+    elements = _elements(value)
+    if len(set(map(str, elements))) == 1 and len(elements) > 1:
+        return f"{len(elements)} x {elements[0]}"
+    shown = ", ".join(
+        repr(element) if isinstance(element, str) else str(element) for element in elements[:_SHOWN_ELEMENTS]
+    )
+    return f"[{shown}]" if len(elements) <= _SHOWN_ELEMENTS else f"[{shown}, …] ({len(elements)} elements)"

@@ -1,0 +1,79 @@
+"""Finding and loading the model of a command, with the exit codes that belong to each way of failing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import Error, RequestError
+from .failures import CommandError, ExitCode
+from .options import LoadOptions
+from .progress import download_progress
+
+if TYPE_CHECKING:
+    from .. import _native
+    from ..engine import MemoryReport, Model
+
+__all__ = ["find_model", "load_model", "memory_line", "memory_values", "open_file"]
+
+
+def find_model(name: str, quiet: bool = False) -> Path:
+    """The file of the model that a user calls ``name``, downloaded if need be."""
+    from ..loading import resolve_model
+
+    with download_progress(quiet) as progress:
+        try:
+            return resolve_model(name, progress=progress)
+        except Error as error:
+            raise CommandError(str(error), ExitCode.MODEL) from error
+
+
+def open_file(name: str, quiet: bool = False) -> tuple[Path, _native.GgufModelFile]:
+    """The model file that a user calls ``name``, mapped and checked."""
+    from .. import _native
+
+    path = find_model(name, quiet)
+    try:
+        return path, _native.GgufModelFile(str(path))
+    except Error as error:
+        raise CommandError(str(error), ExitCode.MODEL) from error
+
+
+def load_model(options: LoadOptions, quiet: bool = False) -> Model:
+    """The model that the options describe."""
+    from ..engine import load
+
+    path = find_model(options.model, quiet)
+    try:
+        return load(
+            path,
+            options.device,
+            options.threads,
+            options.kv_type,
+            context_length=options.context,
+            batch_tokens=options.batch_tokens,
+            memory_budget=options.memory,
+        )
+    except Error as error:
+        if type(error) is Error:  # the file cannot be opened or read
+            raise CommandError(str(error), ExitCode.MODEL) from error
+        if isinstance(error, RequestError):
+            raise CommandError(str(error), ExitCode.USAGE) from error
+        raise
+
+
+def memory_line(report: MemoryReport) -> str:
+    """Peaks by tag in words."""
+    from .console import decimal_size
+
+    parts = []
+    for tag, use in report.tags.items():
+        mapped = " mapped" if tag == "weights" and report.mapped_bytes else ""
+        if use.peak:
+            parts.append(f"{tag} {decimal_size(use.peak)}{mapped}")
+    return ", ".join(parts)
+
+
+def memory_values(report: MemoryReport) -> dict[str, dict[str, int]]:
+    """Bytes by tag for JSON."""
+    return {tag: {"current": use.current, "peak": use.peak} for tag, use in report.tags.items()}
