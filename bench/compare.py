@@ -42,7 +42,7 @@ def run_ours(args: argparse.Namespace) -> dict[str, float]:
     loaded = time.perf_counter() - started
     assert len(first.token_ids) == 1
     tokens = prompt_tokens(args.prompt, model.vocabulary_size)
-    prefill, decode = [], []
+    prefill, speed = [], []
     for _ in range(args.repeat):
         cache = model.new_cache()
         start = time.perf_counter()
@@ -51,11 +51,11 @@ def run_ours(args: argparse.Namespace) -> dict[str, float]:
         start = time.perf_counter()
         for _ in range(args.decode):
             logits = cache.extend([int(np.argmax(logits[0]))], planned=2 * args.prompt)
-        decode.append(args.decode / (time.perf_counter() - start))
+        speed.append(args.decode / (time.perf_counter() - start))
         cache.close()
     if args.logits:
         np.save(args.logits, model.logits(tokens[:AGREEMENT_TOKENS].tolist(), all_positions=True))
-    return {"load": loaded, "prefill": max(prefill), "decode": max(decode)}
+    return {"load": loaded, "prefill": max(prefill), "decode": max(speed)}
 
 
 def run_llama_cpp(args: argparse.Namespace) -> dict[str, float]:
@@ -114,7 +114,6 @@ def run_llama_cpp(args: argparse.Namespace) -> dict[str, float]:
 ENGINES = {"ours": run_ours, "llama.cpp": run_llama_cpp}
 
 # ---- the comparison
----------------------------------------------------------------------------------------------------
 
 
 def measure(engine: str, python: str, model: Path, args: argparse.Namespace, logits: Path | None) -> dict[str, float]:
@@ -122,7 +121,7 @@ def measure(engine: str, python: str, model: Path, args: argparse.Namespace, log
     command += ["--prompt", str(args.prompt), "--decode", str(args.decode), "--repeat", str(args.repeat)]
     if logits:
         command += ["--logits", str(logits)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{engine} failed on {model}:\n{done.stderr[-2000:]}")
     result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])

@@ -49,7 +49,7 @@ def _half(values: np.ndarray) -> np.ndarray:
 
 
 def random_blocks(dtype: Type, rows: int, cols: int, rng: np.random.Generator) -> np.ndarray:
-    """Bytes [rows, row bytes] of a weight whose elements have mean 0 and a standard deviation of about 1 / sqrt(cols)."""
+    """Bytes [rows, row bytes] of a weight whose elements have mean 0 and a deviation of about 1 / sqrt(cols)."""
     sigma = 1.0 / math.sqrt(cols)
     if dtype == Type.F32:
         return rng.normal(0, sigma, (rows, cols)).astype(np.float32)
@@ -66,8 +66,8 @@ def random_blocks(dtype: Type, rows: int, cols: int, rng: np.random.Generator) -
     elif dtype == Type.Q5_0:
         data[:, :2] = _half(sigma / 9.2 * jitter)
     elif dtype == Type.Q4_K:
-        # Scale and minimum of a sub-block are the same six bits (40 to 43), and dmin = 7.5 d, so elements are d sc (q
-        - 7.5). d = sigma / 4.6 / 40 * jitter
+        # Scale and minimum of a sub-block are the same six bits (40 to 43), and dmin = 7.5 d, so x = d sc (q - 7.5).
+        d = sigma / 4.6 / 40 * jitter
         data[:, :2], data[:, 2:4] = _half(d), _half(7.5 * d)
         data[:, 4:8] = data[:, 8:12] = 0xA8 | rng.integers(0, 4, (count, 4), dtype=np.uint8)
         data[:, 12:16] = 0x99

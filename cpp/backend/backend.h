@@ -24,9 +24,9 @@ enum class Storage : uint8_t {
 };
 
 struct DeviceInfo {
-    std::string backend;      // "cpu", "metal"
+    std::string backend;  // "cpu", "metal"
     std::string name;
-    std::string detail;       // instruction set or GPU families
+    std::string detail;  // instruction set or GPU families
     bool unified_memory = true;
     bool half_arithmetic = false;
     bool bfloat16_arithmetic = false;
@@ -93,10 +93,10 @@ class Plan {
 };
 
 struct CompileInputs {
-    const Program* program = nullptr;             // planned; outlives the plan
-    std::span<const BufferView> weights;          // one per program weight
-    std::span<const KvLayout> kv;                 // one per cache group
-    ArenaLayout arena_layout;                     // offsets of values for max_tokens and max_outputs
+    const Program* program = nullptr;     // planned; outlives the plan
+    std::span<const BufferView> weights;  // one per program weight
+    std::span<const KvLayout> kv;         // one per cache group
+    ArenaLayout arena_layout;             // offsets of values for max_tokens and max_outputs
     BufferView arena;
     uint32_t max_tokens = 0;
     uint32_t max_outputs = 0;

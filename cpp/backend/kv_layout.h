@@ -18,8 +18,8 @@ struct KvLayout {
     uint32_t head_size = 0;
     uint32_t layers = 0;
     uint32_t row_bytes = 0;
-    uint32_t head_bytes = 0;   // one head's rows of a page
-    uint32_t side_bytes = 0;   // all heads: the keys (or the values) of one layer
+    uint32_t head_bytes = 0;  // one head's rows of a page
+    uint32_t side_bytes = 0;  // all heads: the keys (or the values) of one layer
     uint64_t page_bytes = 0;
 
     static KvLayout of(const CacheGroup& group, DType dtype) noexcept {

@@ -138,12 +138,13 @@ void bind_sampling(nb::module_& m) {
                 new (self) NativeSampler(Sampler(params, n_vocab, seed, std::move(breakers)));
             },
             nb::arg("params"), nb::arg("n_vocab"), nb::arg("seed"), nb::arg("breakers").none() = nb::none())
-        .def("sample", &sample, nb::arg("logits").noconvert(), nb::arg("mask").noconvert() = nb::none(),
-             nb::arg("raw").noconvert() = nb::none(),
-             nb::sig("def sample(self, logits: numpy.typing.NDArray[numpy.float32], mask: "
-                     "numpy.typing.NDArray[numpy.uint32] | None = None, raw: numpy.typing.NDArray[numpy.float32] | None "
-                     "= None) -> tuple[int, float | None, tuple[tuple[int, float], ...]]"),
-             "(token, logprob or None, ((token, logprob), ...))")
+        .def(
+            "sample", &sample, nb::arg("logits").noconvert(), nb::arg("mask").noconvert() = nb::none(),
+            nb::arg("raw").noconvert() = nb::none(),
+            nb::sig("def sample(self, logits: numpy.typing.NDArray[numpy.float32], mask: "
+                    "numpy.typing.NDArray[numpy.uint32] | None = None, raw: numpy.typing.NDArray[numpy.float32] | None "
+                    "= None) -> tuple[int, float | None, tuple[tuple[int, float], ...]]"),
+            "(token, logprob or None, ((token, logprob), ...))")
         .def("distribution", &distribution, nb::arg("logits").noconvert(), nb::arg("mask").noconvert() = nb::none(),
              nb::sig("def distribution(self, logits: numpy.typing.NDArray[numpy.float32], mask: "
                      "numpy.typing.NDArray[numpy.uint32] | None = None) -> "
@@ -163,14 +164,15 @@ void bind_sampling(nb::module_& m) {
             "reseed", [](NativeSampler& self, uint64_t seed) { self.run([=](Sampler& s) { s.reseed(seed); }); },
             nb::arg("seed"))
         .def("clone", [](NativeSampler& self) { return new NativeSampler(self.run([](Sampler& s) { return s; })); })
-        .def("history",
-             [](NativeSampler& self) {
-                 return to_numpy(self.run([](Sampler& s) {
-                     const std::span<const int32_t> tokens = s.history();
-                     return std::vector<int32_t>(tokens.begin(), tokens.end());
-                 }));
-             },
-             nb::sig("def history(self) -> numpy.typing.NDArray[numpy.int32]"))
+        .def(
+            "history",
+            [](NativeSampler& self) {
+                return to_numpy(self.run([](Sampler& s) {
+                    const std::span<const int32_t> tokens = s.history();
+                    return std::vector<int32_t>(tokens.begin(), tokens.end());
+                }));
+            },
+            nb::sig("def history(self) -> numpy.typing.NDArray[numpy.int32]"))
         .def_prop_ro("n_vocab", [](NativeSampler& self) { return self.run([](Sampler& s) { return s.n_vocab(); }); })
         .def_prop_ro("seed", [](NativeSampler& self) { return self.run([](Sampler& s) { return s.seed(); }); });
 }

@@ -1,0 +1,59 @@
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "backend/backend.h"
+#include "backend/cpu/cpu_heap.h"
+#include "backend/cpu/isa/select.h"
+#include "backend/cpu/ops/operation.h"
+
+namespace metallic::cpu {
+
+class Preparation;
+
+// A program whose steps are operations over fixed addresses, with all the memory that a submission needs.
+class CpuPlan final : public Plan {
+  public:
+    // Scratch comes from `ledger`. Throws Error for a program that its inputs do not fit, OutOfMemory,
+    // UnsupportedModelError.
+    CpuPlan(const CompileInputs& inputs, const Isa& isa, uint32_t threads, const std::shared_ptr<HeapLedger>& ledger);
+
+    // Runs a batch on the pool, which has the threads that the plan was made for; returns when done. Throws
+    // RequestError for a batch that the plan cannot serve, before anything runs; Interrupted, or what `interrupted`
+    // threw.
+    void run(ThreadPool& pool, const Batch& batch);
+
+  private:
+    struct PlannedStep {
+        std::unique_ptr<Operation> operation;
+        Rows rows;  // whose count says how much there is to do
+        ScopeId scope;
+    };
+
+    void add_steps(Preparation& preparation);
+    void place_values(const Preparation& preparation);
+    void place_scratch(const Preparation& preparation, const std::shared_ptr<HeapLedger>& ledger);
+    void check_batch(const Batch& batch) const;
+    void check_runs(const Batch& batch) const;
+    void check_table(const Run& run, const PageTableView& table, uint32_t window) const;
+    void bind(const Batch& batch) noexcept;
+    void walk(Worker& worker) const noexcept;
+    bool fill_ropes(Worker& worker) const noexcept;
+
+    const Program& program_;
+    const uint32_t max_tokens_, max_outputs_;
+    uint32_t vocabulary_ = 0;
+    EventRing* const events_;
+    std::vector<PlannedStep> steps_;
+    std::vector<std::unique_ptr<float[]>> converted_;
+    std::vector<float*> values_;
+    std::vector<RopeRows> ropes_;
+    std::vector<uint32_t> run_of_row_;
+    std::shared_ptr<Heap> memory_;  // rope rows, shared scratch, then each thread's own
+    std::byte* scratch_ = nullptr;
+    size_t scratch_bytes_ = 0;  // of one thread
+    Submission submission_;
+};
+
+}  // namespace metallic::cpu
