@@ -105,7 +105,7 @@ class Model:
             return cache
 
     def prompt_ids(self, prompt: Prompt) -> list[int]:
-        """Token ids of a prompt, checked. Text is encoded with the model's special tokens, ids are taken as they are."""
+        """Token ids of a prompt, checked. Text is encoded with the special tokens, ids are taken as they are."""
         if isinstance(prompt, str):
             ids = self.tokenizer.encode(prompt, add_special=True)
             if not ids:
