@@ -85,7 +85,9 @@ coverage: setup
 bench: setup $(NATIVE)/CMakeCache.txt
 	$(CMAKE) --build $(NATIVE) -j $(JOBS)
 	mkdir -p build/bench
-	for binary in $(NATIVE)/*_bench; do $$binary --json build/bench/$$(basename $$binary).json; done
+	for binary in $(NATIVE)/*_bench; do \
+	    $$binary --benchmark_out=build/bench/$$(basename $$binary).json --benchmark_out_format=json; \
+	done
 
 compare: install
 	$(PYTHON) -m pip install --quiet '.[bench]'

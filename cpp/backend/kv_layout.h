@@ -18,8 +18,8 @@ struct KvLayout {
     uint32_t head_size = 0;
     uint32_t layers = 0;
     uint32_t row_bytes = 0;
-    uint32_t head_bytes = 0;  // one head's rows of a page
-    uint32_t side_bytes = 0;  // all heads: the keys (or the values) of one layer
+    uint64_t head_bytes = 0;  // one head's rows of a page
+    uint64_t side_bytes = 0;  // all heads: the keys (or the values) of one layer
     uint64_t page_bytes = 0;
 
     static KvLayout of(const CacheGroup& group, DType dtype) noexcept {
@@ -31,7 +31,7 @@ struct KvLayout {
         const uint32_t block = dtype_info(dtype).block_elements;
         const uint32_t padded = (group.head_size + block - 1) / block * block;
         layout.row_bytes = static_cast<uint32_t>(metallic::row_bytes(dtype, padded));
-        layout.head_bytes = layout.row_bytes * kPageTokens;
+        layout.head_bytes = uint64_t{layout.row_bytes} * kPageTokens;
         layout.side_bytes = layout.head_bytes * group.kv_heads;
         layout.page_bytes = uint64_t{2} * layout.side_bytes * group.layers;
         return layout;

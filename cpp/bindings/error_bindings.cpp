@@ -27,7 +27,7 @@ void translate(const std::exception_ptr& pointer, void*) {
     } catch (const ModelFormatError& error) {
         facts["file"] = text(error.file);
         if (!error.where.empty()) facts["where"] = text(error.where);
-        facts["offset"] = error.offset;
+        if (error.offset != ModelFormatError::kNowhere) facts["offset"] = error.offset;
         raise("ModelFormatError", error.message, facts);
     } catch (const UnsupportedModelError& error) {
         raise("UnsupportedModelError", error.what(), facts);

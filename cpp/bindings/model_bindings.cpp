@@ -4,6 +4,9 @@
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <thread>
 
 #include "backend/backend.h"
 #include "bindings/bindings.h"
@@ -19,39 +22,62 @@ namespace {
 using Tokens = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Logits = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
-// A sequence as Python holds it: it keeps its model alive and gives its pages back under the model's lock.
+// A sequence as Python holds it. A forward pass shares it, so closing it meanwhile is safe.
 class SequenceHandle {
   public:
-    SequenceHandle(std::shared_ptr<Model> model, std::unique_ptr<Sequence> sequence)
+    SequenceHandle(std::shared_ptr<Model> model, std::shared_ptr<Sequence> sequence)
         : model_(std::move(model)), sequence_(std::move(sequence)) {}
-    SequenceHandle(SequenceHandle&&) = default;
-    ~SequenceHandle() { close(); }
 
-    void close() {
-        if (!sequence_) return;
-        const nb::gil_scoped_release release;
-        model_->release(std::move(sequence_));
-    }
-    Sequence& get() const {
+    void close() { sequence_.reset(); }
+    const std::shared_ptr<Sequence>& get() const {
         if (!sequence_) throw RequestError("the sequence is closed");
-        return *sequence_;
+        return sequence_;
     }
-    Model& model() const { return *model_; }
-    const std::shared_ptr<Model>& owner() const { return model_; }
+    const std::shared_ptr<Model>& model() const { return model_; }
 
   private:
     std::shared_ptr<Model> model_;
-    std::unique_ptr<Sequence> sequence_;
+    std::shared_ptr<Sequence> sequence_;
 };
 
-// Signals (Ctrl-C) are looked at while a batch runs; only the main thread's interpreter state can act on them.
-bool signal_pending() {
-    const nb::gil_scoped_acquire acquire;
-    return PyErr_CheckSignals() != 0;
+// Threads that are still in a forward pass when the interpreter ends would meet a GIL that is gone: the exit hook stops
+// them first. Guarded by the GIL, but for the flag that running passes poll.
+int running_passes = 0;
+std::atomic<bool> interpreter_exits{false};
+
+struct RunningPass {
+    RunningPass() {
+        if (interpreter_exits) throw Error("the interpreter is shutting down");
+        ++running_passes;
+    }
+    ~RunningPass() { --running_passes; }
+    RunningPass(const RunningPass&) = delete;
+    RunningPass& operator=(const RunningPass&) = delete;
+};
+
+void stop_running_passes() {
+    interpreter_exits = true;
+    for (int waited = 0; running_passes > 0 && waited < 10000; ++waited) {
+        const nb::gil_scoped_release release;
+        std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+}
+
+// What a forward pass polls. Only the main thread can act on signals (Ctrl-C); the others need no GIL for it.
+std::function<bool()> interruption() {
+    const nb::object main = nb::module_::import_("threading").attr("main_thread")();
+    if (nb::cast<unsigned long>(main.attr("ident")) != PyThread_get_thread_ident()) {
+        return [] { return interpreter_exits.load(std::memory_order_relaxed); };
+    }
+    return [] {
+        const nb::gil_scoped_acquire acquire;
+        return PyErr_CheckSignals() != 0;
+    };
 }
 
 nb::dict memory_dict(const Model& model) {
     const PoolStatistics use = model.memory();
+    const std::vector<Model::GroupUse> kv_use = model.kv_use();
     nb::dict tags;
     for (int i = 0; i < kTags; ++i) {
         nb::dict tag;
@@ -61,7 +87,7 @@ nb::dict memory_dict(const Model& model) {
         tags[tag_name(static_cast<Tag>(i))] = tag;
     }
     nb::list groups;
-    for (const Model::GroupUse& group : model.kv_use()) {
+    for (const Model::GroupUse& group : kv_use) {
         nb::dict entry;
         entry["window"] = group.window;
         entry["layers"] = group.layers;
@@ -127,10 +153,12 @@ void forward(Model& model, const std::vector<SequenceHandle*>& sequences, const 
         extended.size() != sequences.size()) {
         throw RequestError("sequences, tokens, logit modes and RoPE choices differ in number");
     }
+    std::vector<std::shared_ptr<Sequence>> held;
     std::vector<RunRequest> runs;
     for (size_t i = 0; i < sequences.size(); ++i) {
-        if (&sequences[i]->model() != &model) throw RequestError("a sequence of another model");
-        runs.push_back({&sequences[i]->get(),
+        if (sequences[i]->model().get() != &model) throw RequestError("a sequence of another model");
+        held.push_back(sequences[i]->get());
+        runs.push_back({held.back().get(),
                         {tokens[i].data(), tokens[i].size()},
                         logit_modes[i] == 2,
                         logit_modes[i] == 0,
@@ -139,23 +167,26 @@ void forward(Model& model, const std::vector<SequenceHandle*>& sequences, const 
     if (logits.shape(0) != Model::logit_rows(runs) || (logits.shape(0) && logits.shape(1) != model.vocabulary())) {
         throw RequestError("the array for the logits has the wrong shape");
     }
+    const std::function<bool()> interrupted = interruption();
+    const RunningPass running;
     const nb::gil_scoped_release release;
-    model.forward(runs, logits.data(), &signal_pending);
+    model.forward(runs, logits.data(), interrupted);
+    held.clear();
 }
 
 }  // namespace
 
 void bind_model(nb::module_& m) {
     nb::class_<SequenceHandle>(m, "Sequence", "The cached tokens of one sequence.")
-        .def_prop_ro("length", [](const SequenceHandle& s) { return s.get().length(); })
-        .def_prop_ro("pages", [](const SequenceHandle& s) { return s.get().pages(); })
+        .def_prop_ro("length", [](const SequenceHandle& s) { return s.get()->length(); })
+        .def_prop_ro("pages", [](const SequenceHandle& s) { return s.get()->pages(); })
         .def(
-            "truncate", [](SequenceHandle& s, uint32_t length) { return s.model().truncate(s.get(), length); },
+            "truncate", [](SequenceHandle& s, uint32_t length) { return s.model()->truncate(*s.get(), length); },
             nb::arg("length"),
             "Forgets the tokens from `length` on. False, and nothing changed, when a window no longer holds what a "
             "query there would see.")
         .def(
-            "fork", [](const SequenceHandle& s) { return SequenceHandle(s.owner(), s.model().fork(s.get())); },
+            "fork", [](const SequenceHandle& s) { return SequenceHandle(s.model(), s.model()->fork(*s.get())); },
             "A second sequence that shares this one's pages.")
         .def("close", &SequenceHandle::close, "Gives the pages back; the sequence is unusable then.");
 
@@ -214,21 +245,27 @@ void bind_model(nb::module_& m) {
     m.def(
         "predict_memory",
         [](const Program& traced, const std::string& kv_type, uint32_t batch_tokens) {
-            const Program program = plan_program(traced);
             const DTypeInfo* kv = find_dtype(std::string_view(kv_type));
             if (!kv) throw RequestError("no such type for keys and values: " + kv_type);
+            const auto [program, activations] = [&] {
+                const nb::gil_scoped_release release;
+                Program planned = plan_program(traced);
+                const uint64_t bytes = Model::activation_bytes(planned, batch_tokens);
+                return std::pair(std::move(planned), bytes);
+            }();
             nb::list groups;
             for (const CacheGroup& group : program.groups) {
                 const KvLayout layout = KvLayout::of(group, kv->dtype);
                 groups.append(nb::make_tuple(group.window, layout.page_bytes));
             }
-            return nb::make_tuple(groups, Model::activation_bytes(program, batch_tokens));
+            return nb::make_tuple(groups, activations);
         },
         nb::arg("program"), nb::arg("kv_type"), nb::arg("batch_tokens"),
         nb::sig("def predict_memory(program: Program, kv_type: str, batch_tokens: int) -> "
                 "tuple[list[tuple[int, int]], int]"),
         "What a model of this program would take: ([(window, bytes of a page)], bytes of activations).");
     m.attr("page_tokens") = kPageTokens;
+    nb::module_::import_("atexit").attr("register")(nb::cpp_function(&stop_running_passes));
 }
 
 }  // namespace metallic

@@ -15,6 +15,8 @@ class Error : public std::runtime_error {
 // A file that is truncated, corrupt or hostile. `where` is the metadata key or tensor name, when one is known.
 class ModelFormatError : public Error {
   public:
+    static constexpr uint64_t kNowhere = ~uint64_t{0};  // an offset for what is not in the file
+
     ModelFormatError(std::string message_, std::string file_, std::string where_, uint64_t offset_)
         : Error(format(message_, file_, where_, offset_)),
           message(std::move(message_)),
@@ -30,7 +32,8 @@ class ModelFormatError : public Error {
   private:
     static std::string format(const std::string& text, const std::string& in_file, const std::string& at,
                               uint64_t byte) {
-        return in_file + (at.empty() ? "" : ": " + at) + ": " + text + " (at byte " + std::to_string(byte) + ")";
+        return in_file + (at.empty() ? "" : ": " + at) + ": " + text +
+               (byte == kNowhere ? "" : " (at byte " + std::to_string(byte) + ")");
     }
 };
 

@@ -32,6 +32,9 @@ class Sequence {
     // A second sequence with the same history. All pages are shared; the first to write into one copies it.
     std::unique_ptr<Sequence> fork() const;
 
+    // Set while a forward pass holds the sequence; see Model::forward.
+    bool busy = false;
+
     PageTableView table(size_t group) const noexcept;
     size_t groups() const noexcept { return tables_.size(); }
     uint64_t pages() const noexcept;

@@ -102,6 +102,7 @@ uint64_t Pool::shared_heap_bytes(uint64_t needed) const noexcept {
 
 uint32_t Pool::add_heap(uint64_t bytes, std::string_view owner, bool shared) {
     const uint64_t budget = statistics_.budget;
+    if (budget && (bytes > budget || statistics_.heap_bytes > budget - bytes)) drop_empty_heaps();
     const uint64_t used = statistics_.heap_bytes;
     if (budget && (bytes > budget || used > budget - bytes)) {
         const uint64_t available = used < budget ? budget - used : 0;
@@ -134,9 +135,19 @@ void Pool::release(Allocation& allocation) noexcept {
         });
         if (empty <= 1) return;
     }
+    drop(slot);
+}
+
+void Pool::drop(Slot& slot) noexcept {
     statistics_.heap_bytes -= slot.heap->bytes();
     --statistics_.heaps;
     slot = Slot{};
+}
+
+void Pool::drop_empty_heaps() noexcept {
+    for (Slot& slot : heaps_) {
+        if (slot.heap && slot.ranges && slot.ranges->free_bytes() == slot.heap->bytes()) drop(slot);
+    }
 }
 
 void Pool::count_mapped(uint64_t bytes) noexcept {

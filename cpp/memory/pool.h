@@ -97,6 +97,8 @@ class Pool {
     uint64_t shared_heap_bytes(uint64_t needed) const noexcept;
     uint32_t add_heap(uint64_t bytes, std::string_view owner, bool shared);
     void release(Allocation& allocation) noexcept;
+    void drop(Slot& slot) noexcept;
+    void drop_empty_heaps() noexcept;
 
     std::shared_ptr<Backend> backend_;
     mutable std::mutex mutex_;

@@ -8,6 +8,7 @@
 namespace metallic {
 namespace {
 
+constexpr uint64_t kMaxKeyWidth = uint64_t{1} << 20;
 constexpr uint64_t kMaxWidth = std::numeric_limits<uint32_t>::max() / 2;
 
 std::string shape_text(uint64_t rows, uint64_t cols, uint64_t experts) {
@@ -68,7 +69,7 @@ std::optional<WeightRows> Builder::find(const std::string& name, uint64_t rows, 
 
 WeightRows Builder::weight(const std::string& name, uint64_t rows, uint64_t cols, uint64_t experts) {
     if (auto found = find(name, rows, cols, experts)) return *found;
-    throw ModelFormatError("tensor is missing", file_, name, 0);
+    throw ModelFormatError("tensor is missing", file_, name, ModelFormatError::kNowhere);
 }
 
 WeightRows Builder::slice(WeightRows whole, uint64_t first, uint64_t count) const {
@@ -95,7 +96,16 @@ WeightId Builder::vector_weight(WeightRows rows, uint64_t length, const char* ro
     return rows.weight;
 }
 
+void Builder::check_experts(WeightRows rows, uint64_t experts) const {
+    const Weight& weight = info(rows);
+    if (weight.experts == experts) return;
+    throw ModelFormatError(
+        "tensor holds " + std::to_string(weight.experts) + " experts where " + std::to_string(experts) + " are needed",
+        file_, weight.name, sources_[by_name_.at(weight.name)].offset);
+}
+
 ValueId Builder::embedding(WeightRows rows, float scale) {
+    check_experts(rows, 1);
     const ValueId out = value(info(rows).cols);
     step(EmbeddingStep{rows.weight, scale, out});
     return out;
@@ -116,7 +126,7 @@ ValueId Builder::rms_norm(ValueId x, std::optional<WeightRows> weight, float eps
 ValueId Builder::linear(ValueId x, WeightRows rows, std::optional<WeightRows> bias) {
     check_value(x);
     const Weight& weight = info(rows);
-    if (weight.experts != 1) refuse("linear with " + weight.name + ", which holds experts");
+    check_experts(rows, 1);
     if (weight.cols != width(x)) {
         throw ModelFormatError(
             "tensor takes " + std::to_string(weight.cols) + " inputs but is given " + std::to_string(width(x)), file_,
@@ -186,6 +196,11 @@ ValueId Builder::rope(ValueId x, RopeId table, uint32_t head_size) {
 
 uint32_t Builder::cache_group(uint32_t kv_heads, uint32_t head_size, uint32_t window) {
     if (kv_heads == 0 || head_size == 0) refuse("a cache group needs heads and a head size");
+    if (uint64_t{kv_heads} * head_size > kMaxKeyWidth) {
+        throw UnsupportedModelError(file_ + ": keys of " + std::to_string(kv_heads) + " heads of " +
+                                    std::to_string(head_size) + " elements; " + std::to_string(kMaxKeyWidth) +
+                                    " elements are supported");
+    }
     auto& groups = program_.groups;
     for (size_t i = 0; i < groups.size(); ++i) {
         if (groups[i].kv_heads == kv_heads && groups[i].head_size == head_size && groups[i].window == window) {
@@ -235,10 +250,7 @@ Builder::Routing Builder::route(ValueId logits, uint32_t top_k, RouterGate gate,
 ValueId Builder::expert_linear(ValueId x, WeightRows rows, const Routing& routing) {
     check_value(x), check_value(routing.ids);
     const Weight& weight = info(rows);
-    if (weight.experts != routing.experts) {
-        refuse(weight.name + " holds " + std::to_string(weight.experts) + " experts, the router chooses among " +
-               std::to_string(routing.experts));
-    }
+    check_experts(rows, routing.experts);
     const bool per_slot = width(x) == weight.cols * routing.top_k && routing.top_k > 1;
     if (!per_slot && width(x) != weight.cols) {
         refuse(weight.name + " takes " + std::to_string(weight.cols) + " inputs but is given " +

@@ -61,6 +61,7 @@ class Builder {
   private:
     [[noreturn]] void refuse(const std::string& what) const;
     void check_value(ValueId value) const;
+    void check_experts(WeightRows weight, uint64_t experts) const;
     WeightId vector_weight(WeightRows weight, uint64_t length, const char* role) const;
     ValueId value(uint64_t width);
     void step(StepOp op) { program_.steps.push_back({std::move(op), scopes_.back()}); }

@@ -20,7 +20,32 @@ bool is_kv_dtype(DType dtype) {
     return dtype == DType::F32 || dtype == DType::F16 || dtype == DType::BF16 || dtype == DType::Q8_0;
 }
 
+void check_idle(const Sequence& sequence) {
+    if (sequence.busy) throw RequestError("the sequence is in use by a forward pass");
+}
+
 }  // namespace
+
+// Marks the sequences of one forward pass as busy.
+class Model::Hold {
+  public:
+    Hold(Model& model, std::span<const RunRequest> runs) : model_(model), runs_(runs) {
+        const std::lock_guard lock(model.pages_);
+        model.check(runs);
+        for (const RunRequest& run : runs) check_idle(*run.sequence);
+        for (const RunRequest& run : runs) run.sequence->busy = true;
+    }
+    ~Hold() {
+        const std::lock_guard lock(model_.pages_);
+        for (const RunRequest& run : runs_) run.sequence->busy = false;
+    }
+    Hold(const Hold&) = delete;
+    Hold& operator=(const Hold&) = delete;
+
+  private:
+    Model& model_;
+    std::span<const RunRequest> runs_;
+};
 
 Model::Model(std::shared_ptr<const ModelFile> file, std::shared_ptr<Backend> backend, const Program& program,
              const ModelOptions& options)
@@ -84,28 +109,36 @@ uint64_t Model::activation_bytes(const Program& planned, uint32_t batch_tokens) 
     return layout_arena(planned, batch_tokens, max_outputs(planned, batch_tokens)).bytes;
 }
 
-std::unique_ptr<Sequence> Model::create_sequence() {
+std::shared_ptr<Sequence> Model::own(std::unique_ptr<Sequence> sequence) {
+    return {sequence.release(), [model = shared_from_this()](Sequence* last) {
+                const std::lock_guard lock(model->pages_);
+                delete last;
+            }};
+}
+
+std::shared_ptr<Sequence> Model::create_sequence() {
     std::vector<PageStore*> stores;
     std::vector<uint32_t> windows;
     for (size_t g = 0; g < stores_.size(); ++g) {
         stores.push_back(stores_[g].get());
         windows.push_back(program_.groups[g].window);
     }
-    return std::make_unique<Sequence>(*backend_, std::move(stores), std::move(windows));
+    return own(std::make_unique<Sequence>(*backend_, std::move(stores), std::move(windows)));
 }
 
-std::unique_ptr<Sequence> Model::fork(const Sequence& sequence) {
-    const std::lock_guard lock(mutex_);
-    return sequence.fork();
-}
-
-void Model::release(std::unique_ptr<Sequence> sequence) noexcept {
-    const std::lock_guard lock(mutex_);
-    sequence.reset();
+std::shared_ptr<Sequence> Model::fork(const Sequence& sequence) {
+    std::unique_ptr<Sequence> copy;
+    {
+        const std::lock_guard lock(pages_);
+        check_idle(sequence);
+        copy = sequence.fork();
+    }
+    return own(std::move(copy));
 }
 
 bool Model::truncate(Sequence& sequence, uint32_t length) {
-    const std::lock_guard lock(mutex_);
+    const std::lock_guard lock(pages_);
+    check_idle(sequence);
     return sequence.truncate(length);
 }
 
@@ -151,73 +184,91 @@ void Model::add_run(const RunRequest& request, uint32_t done, uint32_t count) {
     }
 }
 
-// Fills the batch with the next tokens of the requests, in order, and returns how many.
-uint32_t Model::fill_batch(std::span<const RunRequest> requests) {
+// Fills the batch with the next tokens of the requests, in order.
+void Model::fill_batch(std::span<const RunRequest> requests, std::span<Progress> progress) {
     tokens_.clear();
     runs_.clear();
     tables_.clear();
     output_rows_.clear();
     for (size_t i = 0; i < requests.size(); ++i) {
-        Progress& progress = progress_[i];
-        progress.queued = 0;
-        const uint32_t left = static_cast<uint32_t>(requests[i].tokens.size()) - progress.done;
+        progress[i].queued = 0;
+        const uint32_t left = static_cast<uint32_t>(requests[i].tokens.size()) - progress[i].done;
         const uint32_t outputs_left = max_outputs_ - static_cast<uint32_t>(output_rows_.size());
         uint32_t count = std::min(left, options_.batch_tokens - static_cast<uint32_t>(tokens_.size()));
-        if (requests[i].all_logits) {
-            count = std::min(count, outputs_left);
-        } else if (outputs_left == 0) {
-            break;
-        }
+        if (!requests[i].no_logits && outputs_left == 0) count = 0;
+        if (requests[i].all_logits) count = std::min(count, outputs_left);
         if (count == 0) continue;
-        add_run(requests[i], progress.done, count);
-        progress.queued = count;
+        add_run(requests[i], progress[i].done, count);
+        progress[i].queued = count;
     }
-    return static_cast<uint32_t>(tokens_.size());
+}
+
+// The batch's tokens are in the pages: says so, and moves gathered logits (null: they are in place) to their rows.
+void Model::commit_batch(std::span<const RunRequest> requests, std::span<Progress> progress, const float* gathered,
+                         float* logits) {
+    const size_t width = vocabulary();
+    size_t row = 0, run = 0;
+    for (size_t i = 0; i < requests.size(); ++i) {
+        Progress& at = progress[i];
+        if (at.queued == 0) continue;
+        requests[i].sequence->commit(requests[i].sequence->length() + at.queued);
+        at.done += at.queued;
+        const uint32_t end_row = runs_[run].first_row + runs_[run].length;
+        ++run;
+        const size_t first = row;
+        while (row < output_rows_.size() && output_rows_[row] < end_row) ++row;
+        if (gathered) std::copy_n(gathered + first * width, (row - first) * width, logits + at.result_row * width);
+        at.result_row += row - first;
+    }
+}
+
+// Runs the next batch of the requests; false when they are done.
+bool Model::submit_next(std::span<const RunRequest> requests, std::span<Progress> progress, float* logits,
+                        const std::function<bool()>& interrupted) {
+    if (submitting_ == std::this_thread::get_id()) {
+        throw RequestError("a signal handler cannot run the model whose forward pass it interrupts");
+    }
+    const std::lock_guard submission(submission_);
+    {
+        const std::lock_guard lock(pages_);
+        fill_batch(requests, progress);
+    }
+    if (tokens_.empty()) return false;
+    // Straight to the caller when this batch's rows follow each other there; else through a buffer.
+    const bool direct =
+        requests.size() == 1 || (requests.size() == runs_.size() && output_rows_.size() == logit_rows(requests));
+    Batch batch{tokens_, runs_, tables_, output_rows_, nullptr, interrupted};
+    if (direct) {
+        batch.logits = logits + progress[0].result_row * vocabulary();
+    } else {
+        gathered_.resize(output_rows_.size() * vocabulary());
+        batch.logits = gathered_.data();
+    }
+    submitting_ = std::this_thread::get_id();
+    try {
+        backend_->wait(backend_->submit(*plan_, batch));
+    } catch (...) {
+        submitting_ = std::thread::id();
+        throw;
+    }
+    submitting_ = std::thread::id();
+    const std::lock_guard lock(pages_);
+    commit_batch(requests, progress, direct ? nullptr : gathered_.data(), logits);
+    return true;
 }
 
 void Model::forward(std::span<const RunRequest> requests, float* logits, const std::function<bool()>& interrupted) {
-    const std::lock_guard lock(mutex_);
-    check(requests);
-    progress_.assign(requests.size(), {});
-    // With several runs the logits arrive batch by batch; those of run i start at its row of the result.
-    std::vector<uint64_t> result_row(requests.size(), 0);
+    const Hold hold(*this, requests);
+    std::vector<Progress> progress(requests.size());
     for (size_t i = 1; i < requests.size(); ++i) {
-        result_row[i] = result_row[i - 1] + logit_rows(requests.subspan(i - 1, 1));
+        progress[i].result_row = progress[i - 1].result_row + logit_rows(requests.subspan(i - 1, 1));
     }
-    std::vector<float> gathered;
-    while (fill_batch(requests) > 0) {
-        Batch batch{tokens_, runs_, tables_, output_rows_, nullptr, interrupted};
-        // Straight to the caller when this batch's rows follow each other there; else through a buffer.
-        const bool direct =
-            requests.size() == 1 || (requests.size() == runs_.size() && output_rows_.size() == logit_rows(requests));
-        const size_t width = vocabulary();
-        if (direct) {
-            batch.logits = logits + result_row[0] * width;
-        } else {
-            gathered.resize(output_rows_.size() * width);
-            batch.logits = gathered.data();
-        }
-        backend_->wait(backend_->submit(*plan_, batch));
-        size_t row = 0, run = 0;
-        for (size_t i = 0; i < requests.size(); ++i) {
-            Progress& progress = progress_[i];
-            if (progress.queued == 0) continue;
-            requests[i].sequence->commit(requests[i].sequence->length() + progress.queued);
-            progress.done += progress.queued;
-            const uint32_t end_row = runs_[run].first_row + runs_[run].length;
-            ++run;
-            const size_t first = row;
-            while (row < output_rows_.size() && output_rows_[row] < end_row) ++row;
-            if (!direct) {
-                std::copy_n(gathered.data() + first * width, (row - first) * width, logits + result_row[i] * width);
-            }
-            result_row[i] += row - first;
-        }
+    while (submit_next(requests, progress, logits, interrupted)) {
     }
 }
 
 std::vector<Model::GroupUse> Model::kv_use() const {
-    const std::lock_guard lock(mutex_);
+    const std::lock_guard lock(pages_);
     std::vector<GroupUse> result;
     for (size_t g = 0; g < stores_.size(); ++g) {
         result.push_back({program_.groups[g].window, program_.groups[g].layers, layouts_[g].page_bytes,

@@ -1,11 +1,13 @@
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <functional>
 #include <memory>
 #include <mutex>
 #include <span>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "backend/backend.h"
@@ -34,22 +36,26 @@ struct RunRequest {
     bool rope_extended = false;
 };
 
-// A loaded model: weights, plan, pages. Thread-safe: forward passes of several threads take turns.
-class Model {
+// A loaded model: weights, plan, pages. Thread-safe: forward passes of several threads take turns, a submission at a
+// time. Two locks: `submission_` is held while the backend runs, `pages_` only while page tables change, so that
+// sequences and statistics can be had at any time, also from a signal handler that interrupts a submission.
+class Model : public std::enable_shared_from_this<Model> {
   public:
     // `program` is traced, not planned. Throws UnsupportedModelError, OutOfMemory, RequestError.
     Model(std::shared_ptr<const ModelFile> file, std::shared_ptr<Backend> backend, const Program& program,
           const ModelOptions& options);
     ~Model();
 
-    std::unique_ptr<Sequence> create_sequence();
-    std::unique_ptr<Sequence> fork(const Sequence& sequence);
-    void release(std::unique_ptr<Sequence> sequence) noexcept;
+    // The sequence keeps its model alive and gives its pages back under the model's lock.
+    std::shared_ptr<Sequence> create_sequence();
+    // These throw RequestError while a forward pass holds the sequence.
+    std::shared_ptr<Sequence> fork(const Sequence& sequence);
     bool truncate(Sequence& sequence, uint32_t length);
 
     // Appends the runs' tokens to their sequences and writes the wanted logits, run by run, to `logits` [rows,
     // vocabulary]. Long runs are split into submissions of at most batch_tokens. On an exception each sequence has the
-    // tokens of the submissions that completed. `interrupted` is polled; see Batch.
+    // tokens of the submissions that completed. `interrupted` is polled; see Batch. The caller keeps the sequences
+    // alive. Throws RequestError when another pass holds one of them, or when called from within `interrupted`.
     void forward(std::span<const RunRequest> runs, float* logits, const std::function<bool()>& interrupted);
     // Rows of logits that `runs` ask for.
     static uint64_t logit_rows(std::span<const RunRequest> runs) noexcept;
@@ -75,8 +81,19 @@ class Model {
   private:
     void bind_weights();
     void compile();
+    struct Progress {
+        uint32_t done = 0;    // tokens in the cache
+        uint32_t queued = 0;  // tokens in the batch being built
+        uint64_t result_row = 0;
+    };
+    class Hold;
+    std::shared_ptr<Sequence> own(std::unique_ptr<Sequence> sequence);
     void check(std::span<const RunRequest> runs) const;
-    uint32_t fill_batch(std::span<const RunRequest> requests);
+    bool submit_next(std::span<const RunRequest> requests, std::span<Progress> progress, float* logits,
+                     const std::function<bool()>& interrupted);
+    void fill_batch(std::span<const RunRequest> requests, std::span<Progress> progress);
+    void commit_batch(std::span<const RunRequest> requests, std::span<Progress> progress, const float* gathered,
+                      float* logits);
     void add_run(const RunRequest& request, uint32_t done, uint32_t count);
 
     std::shared_ptr<const ModelFile> file_;
@@ -93,13 +110,11 @@ class Model {
     Allocation arena_;
     std::unique_ptr<Plan> plan_;
 
-    mutable std::mutex mutex_;
-    // Reused from batch to batch, so that a step allocates nothing.
-    struct Progress {
-        uint32_t done = 0;    // tokens in the cache
-        uint32_t queued = 0;  // tokens in the batch being built
-    };
-    std::vector<Progress> progress_;
+    std::mutex submission_;
+    std::atomic<std::thread::id> submitting_{};
+    mutable std::mutex pages_;
+    // The batch being run, guarded by `submission_`; reused, so that a step allocates nothing.
+    std::vector<float> gathered_;
     std::vector<int32_t> tokens_;
     std::vector<Run> runs_;
     std::vector<PageTableView> tables_;

@@ -125,6 +125,14 @@ TEST(Pool, ASmallBudgetMakesSmallHeaps) {
     EXPECT_THROW(pool.allocate_bytes(90'000, Tag::kv, "kv"), OutOfMemory);
 }
 
+TEST(Pool, AnEmptyHeapMakesWayForALargeAllocation) {
+    auto backend = std::make_shared<FakeBackend>();
+    Pool pool(backend, Pool::kHeapBytes * 3 / 2);
+    pool.allocate_bytes(1000, Tag::kv, "kv");  // leaves one empty heap behind
+    EXPECT_EQ(backend->used, Pool::kHeapBytes);
+    EXPECT_NO_THROW(pool.allocate_bytes(Pool::kHeapBytes, Tag::kv, "kv"));
+}
+
 TEST(Pool, ABackendThatRefusesLeavesThePoolUsable) {
     auto backend = std::make_shared<FakeBackend>(Pool::kHeapBytes);
     Pool pool(backend, 0);

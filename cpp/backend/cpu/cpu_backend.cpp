@@ -1,5 +1,7 @@
 #include "backend/cpu/cpu_backend.h"
 
+#include <unistd.h>
+
 #include <atomic>
 #include <cstring>
 #include <mutex>
@@ -68,6 +70,10 @@ class CpuBackend final : public Backend {
     Ticket submit(Plan& plan, const Batch& batch) override {
         auto* const own = dynamic_cast<CpuPlan*>(&plan);
         if (!own) throw Error("submit: a plan of another backend");
+        if (getpid() != process_) {
+            throw DeviceError("the process was forked after the model was loaded; load it in the child", "cpu/submit",
+                              "forked");
+        }
         const std::lock_guard lock(mutex_);
         own->run(pool_, batch);
         return ++tickets_;
@@ -82,7 +88,8 @@ class CpuBackend final : public Backend {
     const Isa& isa_;
     const DeviceInfo device_;
     const std::shared_ptr<HeapLedger> ledger_;
-    std::mutex mutex_;  // one submission at a time
+    const pid_t process_ = getpid();  // worker threads do not survive a fork
+    std::mutex mutex_;                // one submission at a time
     ThreadPool pool_;
     std::atomic<Ticket> tickets_{0};
 };

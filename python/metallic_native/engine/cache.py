@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import _native
-from ..errors import Error
+from ..errors import Error, RequestError
 
 __all__ = ["CachedTokens"]
 
@@ -18,7 +18,7 @@ _LAST, _ALL = 1, 2
 class CachedTokens:
     """A sequence whose keys and values stay in pages between calls, and which tokens they are of.
 
-    Not for use by two threads at once. Where the model has RoPE tables for contexts longer than it was trained for
+    One generation at a time has it; a later one takes it over, and the earlier one then ends with a RequestError. Where the model has RoPE tables for contexts longer than it was trained for
     (``original_context``), a sequence uses them from the start if it is planned to grow past that.
     """
 
@@ -29,6 +29,16 @@ class CachedTokens:
         self._original_context = original_context if native.has_extended_rope else 0
         self._extended = False
         self.tokens: list[int] = []
+        self._holder = 0
+
+    def take(self) -> int:
+        """Become the holder, whose number :meth:`extend` takes; earlier holders are refused from now on."""
+        self._holder += 1
+        return self._holder
+
+    def belongs_to(self, native: _native.Model) -> bool:
+        """Whether this is a cache of the model ``native``."""
+        return self._native is native
 
     def keep_prefix(self, ids: Sequence[int], planned: int) -> int:
         """Forget all cached tokens but those that ``ids`` begins with, the last of ``ids`` excepted, and say how many
@@ -51,9 +61,13 @@ class CachedTokens:
         self._extended = extended
         return keep
 
-    def extend(self, ids: Sequence[int], planned: int, all_positions: bool = False) -> npt.NDArray[np.float32]:
+    def extend(
+        self, ids: Sequence[int], planned: int, all_positions: bool = False, holder: int | None = None
+    ) -> npt.NDArray[np.float32]:
         """Append tokens; the logits after the last of them, float32 [1, vocabulary], or after each, [n, vocabulary]."""
         native = self._open()
+        if holder is not None and holder != self._holder:
+            raise RequestError("another generation has taken over the cache of this one")
         if not self.tokens:
             self._extended = self._needs_extended(planned)
         logits = np.empty((len(ids) if all_positions else 1, native.vocabulary), np.float32)

@@ -56,14 +56,14 @@ def load(
     Raises ModelFormatError for a corrupt file, UnsupportedModelError for one that needs what is not implemented,
     RequestError for arguments that make no sense, OutOfMemory when the budget is too small.
     """
-    if kv_type.lower() not in KV_TYPES:
+    if not isinstance(device, str):
+        raise RequestError(f"device must be a str, not {device!r}")
+    if not isinstance(kv_type, str) or kv_type.lower() not in KV_TYPES:
         raise RequestError(f"kv_type must be one of {', '.join(KV_TYPES)}, not {kv_type!r}")
-    if threads is not None and not 1 <= threads <= 1024:
-        raise RequestError(f"threads must lie between 1 and 1024, not {threads}")
-    if not 1 <= batch_tokens <= 65536:
-        raise RequestError(f"batch_tokens must lie between 1 and 65536, not {batch_tokens}")
-    if memory_budget is not None and memory_budget < 1:
-        raise RequestError(f"memory_budget must be at least 1 byte, not {memory_budget}")
+    _check_integer("threads", threads, 1024)
+    _check_integer("batch_tokens", batch_tokens, 65536)
+    _check_integer("memory_budget", memory_budget, 2**63)
+    _check_integer("context_length", context_length, 2**31)
     path = resolve_model(path_or_repo)
     file = _native.GgufModelFile(str(path))
     metadata = file.metadata
@@ -92,6 +92,13 @@ def load(
         context_length=context,
         kv_type=kv_type.lower(),
     )
+
+
+def _check_integer(name: str, value: int | None, most: int) -> None:
+    if value is None and name != "batch_tokens":
+        return
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+        raise RequestError(f"{name} must be an integer between 1 and {most}, not {value!r}")
 
 
 def _context_length(config: ModelConfig, wanted: int | None) -> int:

@@ -6,6 +6,7 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
+from operator import index
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -111,7 +112,10 @@ class Model:
             if not ids:
                 ids = [self._start_token()]
         else:
-            ids = list(map(int, prompt))
+            try:
+                ids = [index(token) for token in prompt]
+            except TypeError:
+                raise RequestError("a prompt is text or a sequence of token ids") from None
         if not ids:
             raise RequestError("the prompt is empty")
         vocabulary = self.vocabulary_size
@@ -160,6 +164,8 @@ class Model:
         limit = self.context_length + 1 if max_tokens is None else max_tokens  # more than there is room for
         if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
             raise RequestError(f"max_tokens must be at least 1, not {max_tokens!r}")
+        if cache is not None and not cache.belongs_to(self.native):
+            raise RequestError("the cache belongs to another model, or is closed")
         rule = StopRule.of(stop, self.tokenizer, ignore_eos)
         chain = SamplerChain(sampling or Sampling(), self.vocabulary_size, self.tokenizer)
         return self._run(ids, limit, chain, rule, stats or GenerationStats(), cache)
@@ -177,15 +183,16 @@ class Model:
         cache = kept or self.new_cache()
         planned = min(len(ids) + limit, self.context_length)
         try:
+            holder = cache.take()
             stats.prompt_tokens = len(ids)
             stats.cached_tokens = cache.keep_prefix(ids, planned)
             chain.accept_prompt(ids)
-            logits = cache.extend(ids[stats.cached_tokens :], planned)
+            logits = cache.extend(ids[stats.cached_tokens :], planned, holder=holder)
             stats.prompt_seconds = time.perf_counter() - started
             yield from generate_chunks(
                 prompt=ids,
                 first_logits=logits[0],
-                forward=lambda tokens: cache.extend(tokens, planned)[0],
+                forward=lambda tokens: cache.extend(tokens, planned, holder=holder)[0],
                 tokenizer=self.tokenizer,
                 chain=chain,
                 rule=rule,

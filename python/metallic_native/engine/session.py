@@ -43,12 +43,15 @@ class Session:
 
     def _record(self, messages: list[Mapping[str, Any]], chunks: Iterator[Chunk]) -> Iterator[Chunk]:
         answer: list[str] = []
+        before = self.messages
         try:
             for chunk in chunks:
                 answer.append(chunk.text)
                 yield chunk
         finally:
-            self.messages = [*messages, {"role": "assistant", "content": "".join(answer)}]
+            # A turn that failed before it said anything, or that another overtook, leaves the conversation as it was.
+            if answer and self.messages is before:
+                self.messages = [*messages, {"role": "assistant", "content": "".join(answer)}]
 
     def close(self) -> None:
         """Give the pages back."""

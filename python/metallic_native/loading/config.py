@@ -15,7 +15,7 @@ from ..errors import ModelFormatError, UnsupportedModelError
 from .metadata import MetadataReader
 from .rope import ROPE_SCALINGS, RopeConfig, RopeScaling
 
-MAX_BLOCKS = 4096
+MAX_BLOCKS = 1024
 MAX_TOKENS = 1 << 30
 MAX_WIDTH = 1 << 24
 MAX_HEADS = 1 << 14

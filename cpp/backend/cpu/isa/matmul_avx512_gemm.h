@@ -32,14 +32,8 @@ inline __m512 broadcast_float(const void* p) {
     asm("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(w), "m"(*reinterpret_cast<const Word*>(q)));
 }
 
-// Brings the same part of the next tile's activations near: a tile's rows are too short to be found as streams.
-template <int M, int kBytes>
-[[gnu::always_inline]] inline void prefetch_next(const uint8_t* const* a, size_t stride) {
-    unrolled<M>([&](auto i) __attribute__((always_inline)) {
-        const char* next = reinterpret_cast<const char*>(a[i.value] + M * stride);
-        unrolled<kBytes / 64>(
-            [&](auto line) __attribute__((always_inline)) { _mm_prefetch(next + 64 * line.value, _MM_HINT_T0); });
-    });
+[[gnu::always_inline]] inline void prefetch_next(const uint8_t* p) {
+    _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0);
 }
 
 inline __mmask16 row_mask(int rows) {
@@ -131,96 +125,99 @@ struct Avx512 {
         });
     }
 
-    // sum[i] += the dot products of kSteps times four codes of every row with the activations at a[i] + kOffset.
-    template <int M, int kSteps, int kOffset>
-    [[gnu::always_inline]] static void dot(const uint8_t* codes, const uint8_t* const* a, __m512i* sum) {
+    // sum[i] += the dot products of kSteps times four codes of every row with the activations at a[i].
+    template <int M, int kSteps>
+    [[gnu::always_inline]] static void dot(const uint8_t* codes, const uint8_t** a, __m512i* sum) {
+        unrolled<M>([&](auto i) __attribute__((always_inline)) { keep_in_register(a[i.value]); });
         unrolled<kSteps>([&](auto s) __attribute__((always_inline)) {
             const __m512i w = _mm512_load_si512(codes + 64 * s.value);
             unrolled<M>([&](auto i) __attribute__((always_inline)) {
-                add_products(sum[i.value], w, a[i.value] + kOffset + 4 * s.value);
+                add_products(sum[i.value], w, a[i.value] + 4 * s.value);
             });
         });
     }
 
-    // Block J of a group of activations.
-    template <class F, int M, int J>
-    [[gnu::always_inline]] static void add_plain_block(const PlainPanel<kRows>& panel, int b, const uint8_t** a,
+    // The block at a[i], number j of its group.
+    template <bool kMin, int M>
+    [[gnu::always_inline]] static void add_plain_block(const PlainPanel<kRows>& panel, int b, const uint8_t** a, int j,
                                                        __m512* acc) {
-        unrolled<M>([&](auto i) __attribute__((always_inline)) { keep_in_register(a[i.value]); });
+        // From a[i] to the group's scale, sum and bias of this block.
+        const int back = 4 * j - kBlock * j;
         __m512i sum[M];
         unrolled<M>([&](auto i) __attribute__((always_inline)) {
-            sum[i.value] = F::kMin ? _mm512_setzero_si512() : broadcast32(a[i.value] + offsetof(Q8Group, bias) + 4 * J);
+            const uint8_t* bias = a[i.value] + back + static_cast<int>(offsetof(Q8Group, bias));
+            sum[i.value] = kMin ? _mm512_setzero_si512() : broadcast32(bias);
         });
-        dot<M, 8, J * kBlock>(panel.codes[b], a, sum);
+        dot<M, 8>(panel.codes[b], a, sum);
         const __m512 d = _mm512_load_ps(panel.d[b]);
         unrolled<M>([&](auto i) __attribute__((always_inline)) {
-            const __m512 scale = _mm512_mul_ps(d, broadcast_float(a[i.value] + offsetof(Q8Group, d) + 4 * J));
+            const uint8_t* p = a[i.value] + back;
+            const __m512 scale = _mm512_mul_ps(d, broadcast_float(p + offsetof(Q8Group, d)));
             acc[i.value] = _mm512_fmadd_ps(scale, _mm512_cvtepi32_ps(sum[i.value]), acc[i.value]);
+            if constexpr (kMin) {
+                const __m512 s = broadcast_float(p + offsetof(Q8Group, s));
+                acc[i.value] = _mm512_fmadd_ps(_mm512_load_ps(panel.m[b]), s, acc[i.value]);
+            }
         });
-        if constexpr (F::kMin) {
-            const __m512 minimum = _mm512_load_ps(panel.m[b]);
-            unrolled<M>([&](auto i) __attribute__((always_inline)) {
-                const __m512 s = broadcast_float(a[i.value] + offsetof(Q8Group, s) + 4 * J);
-                acc[i.value] = _mm512_fmadd_ps(minimum, s, acc[i.value]);
-            });
-        }
     }
 
     template <class F, int M>
     static void plain_tile(const PlainPanel<kRows>& panel, const Tile& t) {
+        plain_blocks<F::kMin, M>(panel, t);
+    }
+
+    template <bool kMin, int M>
+    static void plain_blocks(const PlainPanel<kRows>& panel, const Tile& t) {
         __m512 acc[M];
         const uint8_t* a[M];
         load_results<M>(t, acc);
         unrolled<M>([&](auto i) __attribute__((always_inline)) { a[i.value] = t.a + i.value * t.a_stride; });
-        int b = 0;
-        for (; b + kGroupBlocks <= t.count; b += kGroupBlocks) {
-            prefetch_next<M, sizeof(Q8Group)>(a, t.a_stride);
-            unrolled<kGroupBlocks>([&](auto j) __attribute__((always_inline)) {
-                add_plain_block<F, M, j.value>(panel, b + j.value, a, acc);
+        for (int b = 0; b < t.count; ++b) {
+            const int j = b % kGroupBlocks;
+            // Line j of this group of the next tile: a tile's rows are too short to be found as streams.
+            unrolled<M>([&](auto i) __attribute__((always_inline)) {
+                prefetch_next(a[i.value] + M * t.a_stride + kBlock * j);
             });
-            unrolled<M>([&](auto i) __attribute__((always_inline)) { a[i.value] += sizeof(Q8Group); });
+            add_plain_block<kMin, M>(panel, b, a, j, acc);
+            const size_t step = j + 1 < kGroupBlocks ? kBlock : sizeof(Q8Group) - kGroup + kBlock;
+            unrolled<M>([&](auto i) __attribute__((always_inline)) { a[i.value] += step; });
         }
-        unrolled<kGroupBlocks - 1>([&](auto j) __attribute__((always_inline)) {
-            if (b + j.value < t.count) add_plain_block<F, M, j.value>(panel, b + j.value, a, acc);
-        });
         store_results<M>(t, acc);
     }
 
     // sum[i] += the pairs of int16 of every row times the activations' sums.
-    template <class F, int M>
+    template <int kSub, int M>
     [[gnu::always_inline]] static void dot_sums(const SuperPanel<kRows>& panel, const uint8_t* const* a, __m512i* sum) {
-        constexpr size_t kSums = F::kSub == 32 ? offsetof(Q8KBlock, sums32) : offsetof(Q8KBlock, sums16);
-        unrolled<kSuperBlock / F::kSub / 2>([&](auto p) __attribute__((always_inline)) {
-            const __m512i pairs = _mm512_load_si512(panel.pairs[p.value]);
+        constexpr size_t kSums = kSub == 32 ? offsetof(Q8KBlock, sums32) : offsetof(Q8KBlock, sums16);
+        for (int p = 0; p < kSuperBlock / kSub / 2; ++p) {
+            const __m512i pairs = _mm512_load_si512(panel.pairs[p]);
             unrolled<M>([&](auto i) __attribute__((always_inline)) {
-                const __m512i sums = broadcast32(a[i.value] + kSums + 4 * p.value);
-                sum[i.value] = _mm512_dpwssd_epi32(sum[i.value], pairs, sums);
+                sum[i.value] = _mm512_dpwssd_epi32(sum[i.value], pairs, broadcast32(a[i.value] + kSums + 4 * p));
             });
-        });
+        }
     }
 
-    template <class F, int M>
+    template <int kSub, bool kMin, int M>
     [[gnu::always_inline]] static void add_super_block(const SuperPanel<kRows>& panel, const uint8_t** a, __m512* acc) {
         __m512i sum[M], extra[M];
         unrolled<M>([&](auto i)
                         __attribute__((always_inline)) { sum[i.value] = extra[i.value] = _mm512_setzero_si512(); });
-        if constexpr (!F::kMin) dot_sums<F, M>(panel, a, sum);
-        unrolled<kSuperBlock / F::kSub>([&](auto j) __attribute__((always_inline)) {
-            unrolled<M>([&](auto i) __attribute__((always_inline)) { keep_in_register(a[i.value]); });
+        dot_sums<kSub, M>(panel, a, kMin ? extra : sum);
+        for (int j = 0; j < kSuperBlock / kSub; ++j) {
             __m512i part[M];
             unrolled<M>([&](auto i) __attribute__((always_inline)) { part[i.value] = _mm512_setzero_si512(); });
-            dot<M, F::kSub / 4, j.value * F::kSub>(panel.codes + j.value * F::kSub * kRows, a, part);
-            const __m512i sc = _mm512_load_si512(panel.sc[j.value]);
+            dot<M, kSub / 4>(panel.codes + j * kSub * kRows, a, part);
+            const __m512i sc = _mm512_load_si512(panel.sc[j]);
             unrolled<M>([&](auto i) __attribute__((always_inline)) {
                 sum[i.value] = _mm512_add_epi32(sum[i.value], _mm512_mullo_epi32(part[i.value], sc));
+                a[i.value] += kSub;
             });
-        });
-        if constexpr (F::kMin) dot_sums<F, M>(panel, a, extra);
+        }
         const __m512 d = _mm512_load_ps(panel.d);
         unrolled<M>([&](auto i) __attribute__((always_inline)) {
-            const __m512 da = broadcast_float(a[i.value] + offsetof(Q8KBlock, d));
+            const __m512 da = broadcast_float(a[i.value] - kSuperBlock + offsetof(Q8KBlock, d));
             acc[i.value] = _mm512_fmadd_ps(_mm512_mul_ps(d, da), _mm512_cvtepi32_ps(sum[i.value]), acc[i.value]);
-            if constexpr (F::kMin) {
+            if constexpr (kMin) {
                 const __m512 scale = _mm512_mul_ps(_mm512_load_ps(panel.m), da);
                 acc[i.value] = _mm512_fnmadd_ps(scale, _mm512_cvtepi32_ps(extra[i.value]), acc[i.value]);
             }
@@ -229,14 +226,22 @@ struct Avx512 {
 
     template <class F, int M>
     static void super_tile(const SuperPanel<kRows>* panels, const Tile& t) {
+        super_blocks<F::kSub, F::kMin, M>(panels, t);
+    }
+
+    template <int kSub, bool kMin, int M>
+    static void super_blocks(const SuperPanel<kRows>* panels, const Tile& t) {
         __m512 acc[M];
         const uint8_t* a[M];
         load_results<M>(t, acc);
         unrolled<M>([&](auto i) __attribute__((always_inline)) { a[i.value] = t.a + i.value * t.a_stride; });
         for (int b = 0; b < t.count; ++b) {
-            prefetch_next<M, sizeof(Q8KBlock)>(a, t.a_stride);
-            add_super_block<F, M>(panels[b], a, acc);
-            unrolled<M>([&](auto i) __attribute__((always_inline)) { a[i.value] += sizeof(Q8KBlock); });
+            // This block of the next tile: a tile's rows are too short to be found as streams.
+            unrolled<M>([&](auto i) __attribute__((always_inline)) {
+                for (size_t at = 0; at < sizeof(Q8KBlock); at += 64) prefetch_next(a[i.value] + M * t.a_stride + at);
+            });
+            add_super_block<kSub, kMin, M>(panels[b], a, acc);
+            unrolled<M>([&](auto i) __attribute__((always_inline)) { a[i.value] += sizeof(Q8KBlock) - kSuperBlock; });
         }
         store_results<M>(t, acc);
     }

@@ -1,0 +1,227 @@
+"""Threads, signals, forks and exits around a running model."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+
+import metallic_native as mn
+from tiny_model import write_tiny_llama
+
+Load = Callable[..., mn.Model]
+GREEDY = mn.Sampling.greedy()
+
+
+@pytest.fixture(scope="module")
+def long_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model") / "tiny.gguf"
+    write_tiny_llama(path, context=16384)
+    return path
+
+
+def run_script(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", textwrap.dedent(script), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def test_other_threads_are_served_during_a_long_pass(long_model: Path) -> None:
+    with mn.load(long_model, threads=1) as model:
+        done = threading.Event()
+        failed: list[BaseException] = []
+
+        def long_pass() -> None:
+            try:
+                model.logits([1] * 12000)
+            except BaseException as error:
+                failed.append(error)
+            done.set()
+
+        thread = threading.Thread(target=long_pass)
+        thread.start()
+        during = 0
+        while not done.is_set():
+            model.memory()
+            model.generate("a", max_tokens=2, sampling=GREEDY, ignore_eos=True)
+            during += not done.is_set()
+        thread.join()
+        assert not failed
+        assert during > 1  # submissions take turns
+
+
+def test_a_signal_handler_may_look_but_not_run(long_model: Path) -> None:
+    done = run_script(
+        """
+        import signal, sys, metallic_native as mn
+        model = mn.load(sys.argv[1], threads=1)
+        seen = []
+        def handler(*_):
+            seen.append(model.memory().pages)
+            cache = model.new_cache()
+            try:
+                cache.extend([1], planned=1)
+            except mn.RequestError as error:
+                seen.append(str(error))
+            cache.close()
+        signal.signal(signal.SIGALRM, handler)
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        while not seen:
+            model.logits([1] * 8000)
+        print(seen[0] > 0, seen[1])
+        """,
+        long_model,
+    )
+    assert done.stdout == "True a signal handler cannot run the model whose forward pass it interrupts\n", done.stderr
+
+
+def test_closing_during_passes_of_other_threads(long_model: Path) -> None:
+    for _ in range(5):
+        model = mn.load(long_model, threads=2)
+        errors: list[mn.Error] = []
+
+        def work(model: mn.Model = model, errors: list[mn.Error] = errors) -> None:
+            try:
+                while True:
+                    model.logits([1] * 700)
+            except mn.Error as error:
+                errors.append(error)
+
+        threads = [threading.Thread(target=work) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        threading.Event().wait(0.05)
+        model.close()
+        for thread in threads:
+            thread.join()
+        assert len(errors) == 3
+
+
+def test_one_sequence_cannot_be_in_two_passes(long_model: Path) -> None:
+    with mn.load(long_model, threads=1) as model:
+        cache = model.new_cache()
+        thread = threading.Thread(target=lambda: cache.extend([1] * 12000, planned=12001))
+        thread.start()
+        refused = 0
+        while thread.is_alive():
+            try:
+                cache._sequence.truncate(0)
+            except mn.RequestError:
+                refused += 1
+        thread.join()
+        assert refused > 0
+
+
+def test_daemon_threads_do_not_abort_the_exit(long_model: Path) -> None:
+    done = run_script(
+        """
+        import sys, threading, time, metallic_native as mn
+        model = mn.load(sys.argv[1])
+        def work():
+            while True:
+                model.logits([1] * 4000)
+        for _ in range(2):
+            threading.Thread(target=work, daemon=True).start()
+        time.sleep(0.3)
+        """,
+        long_model,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "terminate" not in done.stderr
+
+
+@pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="needs fork")
+def test_a_forked_child_is_refused_instead_of_hanging(long_model: Path) -> None:
+    done = run_script(
+        """
+        import os, sys, metallic_native as mn
+        model = mn.load(sys.argv[1], threads=2)
+        model.logits([1, 2])
+        child = os.fork()
+        if child == 0:
+            try:
+                model.logits([1, 2])
+            except mn.DeviceError as error:
+                os._exit(7)
+            os._exit(1)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), model.logits([1, 2]).shape)
+        """,
+        long_model,
+    )
+    assert done.stdout.startswith("7 "), done.stderr
+
+
+def test_a_later_generation_takes_the_cache_over(load_golden: Load) -> None:
+    model = load_golden("llama")
+    cache = model.new_cache()
+    first = model.stream("in the", max_tokens=20, sampling=GREEDY, ignore_eos=True, cache=cache)
+    next(first)
+    second = model.generate("on the", max_tokens=8, sampling=GREEDY, ignore_eos=True, cache=cache)
+    assert second.token_ids == model.generate("on the", max_tokens=8, sampling=GREEDY, ignore_eos=True).token_ids
+    with pytest.raises(mn.RequestError, match="taken over"):
+        list(first)
+    other = load_golden("qwen2")
+    with pytest.raises(mn.RequestError, match="another model"):
+        other.generate("a", cache=cache)
+
+
+def test_a_failed_turn_leaves_the_conversation_as_it_was(load_golden: Load) -> None:
+    model = load_golden("llama", context_length=64)
+    with mn.Session(model) as session:
+        list(session.send("in", max_tokens=3, sampling=GREEDY))
+        before = list(session.messages)
+        with pytest.raises(mn.RequestError):
+            list(session.send("the " * 100, max_tokens=3))
+        assert session.messages == before
+
+
+def test_prompts_and_arguments_of_the_wrong_type(load_golden: Load) -> None:
+    model = load_golden("llama")
+    for prompt in (["a"], [1.7], None, 3):
+        with pytest.raises(mn.RequestError):
+            model.generate(prompt)  # type: ignore[arg-type]
+    assert model.generate(np.array([1, 2]), max_tokens=1, ignore_eos=True).stats.prompt_tokens == 2
+    for options in ({"threads": True}, {"threads": 1.5}, {"kv_type": None}, {"memory_budget": 2**70}, {"device": None}):
+        with pytest.raises(mn.RequestError):
+            load_golden("llama", **options)
+
+
+def test_pages_of_absurd_size_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "wide.gguf"
+    write_tiny_llama(path, context=64)
+    reader = gguf.GGUFReader(path)
+    writer = gguf.GGUFWriter(tmp_path / "absurd.gguf", "llama")
+    for field in reader.fields.values():
+        if field.name.startswith(("GGUF.", "general.architecture", "llama.attention.head_count", "llama.rope.dim")):
+            continue
+        writer.add_key_value(field.name, field.contents(), field.types[0], *field.types[1:2])
+    heads, size = 4097, 8192
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(heads)
+    writer.add_key_length(size)
+    writer.add_value_length(size)
+    for tensor in reader.tensors:
+        if ".attn_" in tensor.name and "norm" not in tensor.name:
+            writer.add_tensor_info(
+                tensor.name,
+                (heads * size, 64) if "output" not in tensor.name else (64, heads * size),
+                np.dtype(np.float32),
+                heads * size * 64 * 4,
+            )
+        else:
+            writer.add_tensor_info(tensor.name, tensor.data.shape, tensor.data.dtype, tensor.data.nbytes)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    end = max(info.nbytes for part in writer.tensors for info in part.values())
+    writer.close()
+    with (tmp_path / "absurd.gguf").open("r+b") as file:
+        file.truncate(end * 12)  # sparse
+    with pytest.raises((mn.UnsupportedModelError, mn.ModelFormatError)):
+        mn.load(tmp_path / "absurd.gguf")
