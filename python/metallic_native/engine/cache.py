@@ -18,8 +18,9 @@ _LAST, _ALL = 1, 2
 class CachedTokens:
     """A sequence whose keys and values stay in pages between calls, and which tokens they are of.
 
-    One generation at a time has it; a later one takes it over, and the earlier one then ends with a RequestError. Where the model has RoPE tables for contexts longer than it was trained for
-    (``original_context``), a sequence uses them from the start if it is planned to grow past that.
+    One generation at a time has it; a later one takes it over, and the earlier one then ends with a RequestError. Where
+    the model has RoPE tables for contexts longer than it was trained for (``original_context``), a sequence uses them
+    from the start if it is planned to grow past that.
     """
 
     def __init__(self, native: _native.Model, context_length: int, original_context: int) -> None:
