@@ -38,7 +38,7 @@ std::optional<uint64_t> find_unsigned(const GgufFile& file, std::string_view key
 // "-00002-of-00005.gguf" for number 1 of 5.
 std::string split_suffix(uint64_t number, uint64_t count) {
     std::array<char, 64> text{};
-    std::snprintf(text.data(), text.size(), "-%05llu-of-%05llu.gguf", static_cast<unsigned long long>(number + 1),
+    std::snprintf(text.data(), text.size(), "-%05llu-of-%05llu.gguf", static_cast<unsigned long long>(number) + 1,
                   static_cast<unsigned long long>(count));
     return text.data();
 }
@@ -105,7 +105,7 @@ std::vector<ModelFile::Part> ModelFile::load_all_parts(Part given, uint64_t coun
     std::vector<Part> parts;
     for (uint64_t i = 0; i < count; ++i) {
         if (i == *number) {
-            parts.push_back(std::move(given));
+            parts.push_back(std::move(given));  // NOLINT(bugprone-use-after-move): i meets the number once
             continue;
         }
         const std::string part_path = prefix + split_suffix(i, count);

@@ -64,7 +64,7 @@ class Builder {
     void check_experts(WeightRows weight, uint64_t experts) const;
     WeightId vector_weight(WeightRows weight, uint64_t length, const char* role) const;
     ValueId value(uint64_t width);
-    void step(StepOp op) { program_.steps.push_back({std::move(op), scopes_.back()}); }
+    void step(const StepOp& op) { program_.steps.push_back({op, scopes_.back()}); }
 
     std::string file_;
     std::vector<WeightSource> sources_;

@@ -31,7 +31,7 @@ class Graph {
 
     void erase(size_t index) { steps_[index].reset(); }
     ScopeId scope(size_t index) const { return steps_[index]->scope; }
-    void replace(size_t index, StepOp op, ScopeId scope) { steps_[index] = Step{std::move(op), scope}; }
+    void replace(size_t index, const StepOp& op, ScopeId scope) { steps_[index] = Step{op, scope}; }
 
     void rebuild() {
         writers_.assign(program_.values.size(), kNone);
@@ -45,7 +45,7 @@ class Graph {
     void store() {
         program_.steps.clear();
         for (auto& step : steps_) {
-            if (step) program_.steps.push_back(std::move(*step));
+            if (step) program_.steps.push_back(*step);
         }
     }
     Program& program() { return program_; }

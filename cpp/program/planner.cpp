@@ -70,7 +70,7 @@ void narrow_to_outputs(Program& program) {
                 replace_reads(step.op, id, selected[id]);
             }
         }
-        steps.push_back(std::move(step));
+        steps.push_back(step);
     }
     // The logits themselves come straight from a cross-token step: select them.
     if (program.values[program.logits].rows == Rows::tokens) {

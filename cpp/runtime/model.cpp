@@ -270,6 +270,7 @@ void Model::forward(std::span<const RunRequest> requests, float* logits, const s
 std::vector<Model::GroupUse> Model::kv_use() const {
     const std::lock_guard lock(pages_);
     std::vector<GroupUse> result;
+    result.reserve(stores_.size());
     for (size_t g = 0; g < stores_.size(); ++g) {
         result.push_back({program_.groups[g].window, program_.groups[g].layers, layouts_[g].page_bytes,
                           stores_[g]->pages_in_use(), stores_[g]->pages_held()});

@@ -43,6 +43,7 @@ std::optional<SamplingStage> find_sampling_stage(std::string_view name) noexcept
 
 std::vector<SamplingStage> default_sampling_order() {
     std::vector<SamplingStage> order;
+    order.reserve(kStageNames.size());
     for (size_t i = 0; i < kStageNames.size(); ++i) order.push_back(static_cast<SamplingStage>(i));
     return order;
 }

@@ -189,7 +189,7 @@ void gemv_super(const Operands& o) {
     const uint8_t* end = o.w + (o.rows - 1) * o.w_stride + blocks * kBlockBytes;
     for (size_t row = 0; row < o.rows; row += kSuperRows) {
         const size_t valid = o.rows - row < kSuperRows ? o.rows - row : kSuperRows;
-        const uint8_t* next = row + 1 * kSuperRows < o.rows ? o.w + (row + 1 * kSuperRows) * o.w_stride : end;
+        const uint8_t* next = row + 2 * kSuperRows < o.rows ? o.w + (row + 2 * kSuperRows) * o.w_stride : end;
         const uint8_t* p[kSuperRows];
         for (size_t r = 0; r < kSuperRows; ++r) p[r] = o.w + (row + (r < valid ? r : valid - 1)) * o.w_stride;
         for (size_t m = 0; m < o.m_rows; ++m) {
