@@ -16,6 +16,7 @@
 #include "kv/sequence.h"
 #include "memory/pool.h"
 #include "program/program.h"
+#include "runtime/fair_mutex.h"
 #include "trace/events.h"
 
 namespace metallic {
@@ -110,7 +111,7 @@ class Model : public std::enable_shared_from_this<Model> {
     Allocation arena_;
     std::unique_ptr<Plan> plan_;
 
-    std::mutex submission_;
+    FairMutex submission_;
     std::atomic<std::thread::id> submitting_{};
     mutable std::mutex pages_;
     // The batch being run, guarded by `submission_`; reused, so that a step allocates nothing.
