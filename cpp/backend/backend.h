@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <exception>
 #include <functional>
 #include <memory>
 #include <span>
@@ -85,7 +86,7 @@ struct Batch {
     std::function<bool()> interrupted;
 };
 
-struct Interrupted {};
+struct Interrupted : std::exception {};
 
 class Plan {
   public:

@@ -298,7 +298,7 @@ struct Format<DType::Q6_K> : SuperFormat {
     static float scale(const Block& b) { return half_bits_to_float(b.d); }
     static float minimum(const Block&) { return 0; }
     static void scales(const Block& b, int16_t* sc, int16_t*) {
-        for (int j = 0; j < 16; ++j) sc[j] = b.scales[j];
+        for (int j = 0; j < 16; ++j) sc[j] = static_cast<int16_t>(int{b.scales[j]});
     }
     static void codes(const Block& b, uint8_t* out) {
         for (int n = 0; n < 2; ++n) {

@@ -78,7 +78,7 @@ class WrappedHeap final : public Heap {
 
 }  // namespace
 
-std::shared_ptr<Heap> allocate_heap(std::shared_ptr<HeapLedger> ledger, uint64_t bytes, Storage storage,
+std::shared_ptr<Heap> allocate_heap(const std::shared_ptr<HeapLedger>& ledger, uint64_t bytes, Storage storage,
                                     std::string_view label) {
     const auto refuse = [&](uint64_t available) {
         throw OutOfMemory("cannot allocate " + std::to_string(bytes) + " bytes for " + std::string(label) + "; " +

@@ -18,7 +18,7 @@ struct HeapLedger {
 
 // Zeroed anonymous memory, aligned to a page, or to 2 MiB with huge pages asked for when it is large. Throws
 // OutOfMemory when the ledger's limit or the system does not allow it.
-std::shared_ptr<Heap> allocate_heap(std::shared_ptr<HeapLedger> ledger, uint64_t bytes, Storage storage,
+std::shared_ptr<Heap> allocate_heap(const std::shared_ptr<HeapLedger>& ledger, uint64_t bytes, Storage storage,
                                     std::string_view label);
 
 // A read-only view of memory that `owner` keeps alive.

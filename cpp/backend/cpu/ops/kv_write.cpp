@@ -35,13 +35,13 @@ class KvWrite final : public Operation {
         const Worker::Range range = worker.share(uint64_t{worker.submission.count(Rows::tokens)} * per_row);
         for (uint64_t i = range.first; i < range.last; ++i) {
             const uint32_t row = static_cast<uint32_t>(i / per_row);
-            uint32_t head = static_cast<uint32_t>(i % per_row);
+            const uint32_t head = static_cast<uint32_t>(i % per_row);
             if (head < q_heads_) {
                 rewrite_query(worker, row, head);
-            } else if ((head -= q_heads_) < group_.kv_heads) {
-                store_key(worker, row, head);
+            } else if (head < q_heads_ + group_.kv_heads) {
+                store_key(worker, row, head - q_heads_);
             } else {
-                store_value(worker, row, head - group_.kv_heads);
+                store_value(worker, row, head - q_heads_ - group_.kv_heads);
             }
         }
     }
