@@ -1,15 +1,12 @@
 #include "backend/cpu/thread_pool.h"
 
 #include <chrono>
+#include <csignal>
 #include <string>
 #include <system_error>
 
 #include "backend/cpu/host_facts.h"
 #include "core/error.h"
-
-#if defined(__unix__) || defined(__APPLE__)
-#include <csignal>
-#endif
 
 namespace metallic::cpu {
 namespace {
@@ -25,7 +22,6 @@ inline void relax() noexcept {
 // Signals belong to the application's threads: a worker starts with all of them blocked.
 class SignalsBlocked {
   public:
-#if defined(__unix__) || defined(__APPLE__)
     SignalsBlocked() noexcept {
         sigset_t all;
         sigfillset(&all);
@@ -35,14 +31,13 @@ class SignalsBlocked {
 
   private:
     sigset_t before_;
-#endif
 };
 
 }  // namespace
 
 ThreadPool::ThreadPool(uint32_t threads) : threads_(threads ? threads : 1), oversubscribed_(threads_ > usable_cores()) {
     workers_.reserve(threads_ - 1);
-    [[maybe_unused]] const SignalsBlocked blocked;
+    const SignalsBlocked blocked;
     try {
         for (uint32_t i = 1; i < threads_; ++i) workers_.emplace_back([this, i] { work(i); });
     } catch (const std::system_error& error) {
