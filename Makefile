@@ -75,7 +75,7 @@ comma := ,
 
 coverage: setup
 	$(CMAKE) -S . -B build/coverage -G Ninja -DMETALLIC_PYTHON=OFF -DMETALLIC_TESTS=ON -DCMAKE_BUILD_TYPE=Debug \
-	    -DCMAKE_CXX_FLAGS='-O1 --coverage' -DCMAKE_MAKE_PROGRAM=$(abspath $(VENV))/bin/ninja
+	    -DCMAKE_CXX_FLAGS='-O1 --coverage -fprofile-update=atomic' -DCMAKE_MAKE_PROGRAM=$(abspath $(VENV))/bin/ninja
 	$(CMAKE) --build build/coverage -j $(JOBS)
 	$(VENV)/bin/ctest --test-dir build/coverage -j $(JOBS) --output-on-failure --no-tests=error
 	$(VENV)/bin/gcovr --root cpp build/coverage --txt --print-summary
