@@ -8,10 +8,12 @@ PYTHON := $(VENV)/bin/python
 JOBS := $(shell nproc 2>/dev/null || echo 2)
 CMAKE := $(VENV)/bin/cmake
 NATIVE := build/native
+# Where there is no Metal, its backend is tested on a simulated device.
+METALSIM := $(if $(filter Darwin,$(shell uname -s)),OFF,ON)
 
-.PHONY: test setup install cpp-tests python-tests lint analyse format sanitize fuzz coverage goldens bench compare clean
+.PHONY: test setup install cpp-tests python-tests metal-tests lint analyse format sanitize fuzz coverage goldens bench compare clean
 
-test: lint cpp-tests python-tests analyse
+test: lint cpp-tests python-tests metal-tests analyse
 
 # --- tools ------------------------------------------------------------------------------------------------------
 
@@ -28,8 +30,8 @@ install: setup
 # --- tests ------------------------------------------------------------------------------------------------------
 
 $(NATIVE)/CMakeCache.txt: | setup
-	$(CMAKE) -S . -B $(NATIVE) -G Ninja -DMETALLIC_PYTHON=OFF -DMETALLIC_TESTS=ON -DMETALLIC_BENCH=ON \
-	    -DCMAKE_MAKE_PROGRAM=$(abspath $(VENV))/bin/ninja
+	$(CMAKE) -S . -B $(NATIVE) -G Ninja -DMETALLIC_TESTS=ON -DMETALLIC_BENCH=ON -DMETALLIC_METALSIM=$(METALSIM) \
+	    -DPython_EXECUTABLE=$(abspath $(PYTHON)) -DCMAKE_MAKE_PROGRAM=$(abspath $(VENV))/bin/ninja
 
 cpp-tests: setup $(NATIVE)/CMakeCache.txt
 	$(CMAKE) --build $(NATIVE) -j $(JOBS)
@@ -38,10 +40,14 @@ cpp-tests: setup $(NATIVE)/CMakeCache.txt
 python-tests: install
 	$(PYTHON) -m pytest
 
+# Once more on the Metal backend, what does not depend on the device. On a Mac the installed package has it.
+metal-tests: cpp-tests install
+	PYTHONPATH=$(if $(filter ON,$(METALSIM)),$(NATIVE)/site) $(PYTHON) -m pytest --device metal
+
 lint: setup $(NATIVE)/CMakeCache.txt
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	git ls-files '*.h' '*.cpp' | xargs $(VENV)/bin/clang-format --dry-run --Werror
+	git ls-files '*.h' '*.cpp' '*.mm' '*.metal' | xargs $(VENV)/bin/clang-format --dry-run --Werror
 
 # mypy needs the built module's types, clang-tidy the compile commands.
 analyse: install $(NATIVE)/CMakeCache.txt
@@ -52,7 +58,7 @@ analyse: install $(NATIVE)/CMakeCache.txt
 format: setup
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
-	git ls-files '*.h' '*.cpp' | xargs $(VENV)/bin/clang-format -i
+	git ls-files '*.h' '*.cpp' '*.mm' '*.metal' | xargs $(VENV)/bin/clang-format -i
 
 # $(call sanitized,KIND): a build of the C++ tests under -fsanitize=KIND, in build/KIND.
 sanitized = $(CMAKE) -S . -B build/$(1) -G Ninja -DMETALLIC_PYTHON=OFF -DMETALLIC_TESTS=ON \

@@ -14,6 +14,21 @@ if(CMAKE_SYSTEM_NAME STREQUAL "Linux")
 endif()
 install(TARGETS _native LIBRARY DESTINATION metallic_native)
 
+# With the simulated device: a package beside the installed one, for PYTHONPATH.
+if(METALLIC_METALSIM)
+    set(METALLIC_SITE ${CMAKE_BINARY_DIR}/site/metallic_native)
+    file(MAKE_DIRECTORY ${METALLIC_SITE})
+    file(GLOB METALLIC_PACKAGE CONFIGURE_DEPENDS python/metallic_native/[a-z_]*)
+    foreach(entry ${METALLIC_PACKAGE})
+        get_filename_component(name ${entry} NAME)
+        if(NOT name MATCHES "^(__pycache__|_native)")
+            file(CREATE_LINK ${entry} ${METALLIC_SITE}/${name} SYMBOLIC)
+        endif()
+    endforeach()
+    set_target_properties(_native PROPERTIES LIBRARY_OUTPUT_DIRECTORY ${METALLIC_SITE})
+    return()
+endif()
+
 if(NOT METALLIC_SANITIZE)
     nanobind_add_stub(_native_stub MODULE _native OUTPUT _native.pyi PYTHON_PATH $<TARGET_FILE_DIR:_native>
         DEPENDS _native)

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Makes a virtual environment, and installs what a bare Debian lacks for that and for the tests: python3-venv, a C++
-# compiler, GoogleTest, Google Benchmark. Asks for root only when something is missing.
+# compiler, GoogleTest, Google Benchmark; and for the simulated Metal device clang, GCC's Objective-C runtime and the
+# blocks runtime. Asks for root only when something is missing.
 set -euo pipefail
 venv=$1
 
@@ -13,6 +14,11 @@ command -v c++ >/dev/null || missing+=(g++)
 command -v git >/dev/null || missing+=(git)
 { command -v c++ >/dev/null && has_header gtest/gtest.h; } || missing+=(libgtest-dev)
 { command -v c++ >/dev/null && has_header benchmark/benchmark.h; } || missing+=(libbenchmark-dev)
+if [ "$(uname -s)" = Linux ]; then
+    command -v clang++-19 >/dev/null || missing+=(clang-19)
+    [ -e "$(gcc -print-file-name=include 2>/dev/null)/objc/objc.h" ] || missing+=(gobjc)
+    [ -e "$(gcc -print-file-name=libBlocksRuntime.so 2>/dev/null)" ] || missing+=(libblocksruntime-dev)
+fi
 
 if [ ${#missing[@]} -gt 0 ]; then
     if ! command -v apt-get >/dev/null; then

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "backend/kv_layout.h"
+#include "backend/precision.h"
 #include "program/planner.h"
 #include "program/program.h"
 #include "trace/events.h"
@@ -35,6 +36,12 @@ struct DeviceInfo {
     uint32_t threads = 1;
     uint64_t memory_bytes = 0;  // recommended working set
     uint64_t max_buffer_bytes = 0;
+};
+
+// What host memory is made of.
+enum class HostMemory : uint8_t {
+    any,      // the view may be a copy made at once
+    mapping,  // a part of one mapping of whole pages, which `owner` keeps: the view need not be a copy
 };
 
 // Memory obtained from a backend. `address` is what kernels use: a host pointer on `cpu`, a GPU address on `metal`.
@@ -81,8 +88,9 @@ struct Batch {
     std::span<const PageTableView> tables;
     std::span<const uint32_t> output_rows;  // ascending rows whose logits are wanted
     float* logits = nullptr;                // host memory [output_rows, vocabulary]
-    // Called now and then while the batch runs; true means stop: submit then throws Interrupted and the tokens of this
-    // batch are not in the cache as far as anybody may assume.
+    // Called now and then while the batch runs, on the thread that submits or waits; true means stop: submit or wait
+    // then throws Interrupted and the tokens of this batch are not in the cache as far as anybody may assume. Where
+    // work that a device has begun cannot be stopped, the batch runs to its end first.
     std::function<bool()> interrupted;
 };
 
@@ -101,6 +109,7 @@ struct CompileInputs {
     BufferView arena;
     uint32_t max_tokens = 0;
     uint32_t max_outputs = 0;
+    Precision precision = Precision::automatic;
     EventRing* events = nullptr;
 };
 
@@ -113,15 +122,22 @@ class Backend {
 
     // Throws OutOfMemory. The bytes are zero.
     virtual std::shared_ptr<Heap> create_heap(uint64_t bytes, Storage storage, std::string_view label) = 0;
-    // A view of host memory that `owner` keeps alive.
+    // A read-only view of host memory that `owner` keeps alive.
     virtual std::shared_ptr<Heap> wrap_host(std::span<const std::byte> bytes, std::shared_ptr<const void> owner,
-                                            std::string_view label) = 0;
-    // Copies between heaps of any storage; returns when done.
+                                            std::string_view label, HostMemory memory) = 0;
+    // Copies between heaps of any storage, after all that was submitted; returns when done.
     virtual void copy(BufferView from, BufferView to) = 0;
+    // The same from host memory, whatever it is made of.
+    virtual void upload(std::span<const std::byte> from, BufferView to) = 0;
+    // Throws DeviceError, naming `owner` and the scope that uses the range, when a submission in flight still does.
+    // Only where the backend keeps a ledger of what its submissions borrow: in debug builds, or with METALLIC_LEDGER=1.
+    virtual void check_idle(const BufferView& range, std::string_view owner) const = 0;
 
-    // All choices of kernel and specialisation happen here. Throws UnsupportedModelError.
+    // All choices of kernel and specialisation happen here. Throws UnsupportedModelError, and RequestError for a
+    // precision that the device does not have.
     virtual std::unique_ptr<Plan> compile(const CompileInputs& inputs) = 0;
-    // The batch's spans must stay valid until the ticket completed.
+    // The batch's spans must stay valid until the ticket completed. Logits are there, and errors of the batch are
+    // thrown, by submit or by wait.
     virtual Ticket submit(Plan& plan, const Batch& batch) = 0;
     virtual void wait(Ticket ticket) = 0;
 };
@@ -133,7 +149,7 @@ struct BackendOptions {
 
 // The devices that this build can use on this machine, best first.
 std::vector<DeviceInfo> list_devices();
-// Throws RequestError for a device that does not exist.
+// Throws RequestError for a device that does not exist, DeviceError for one that cannot be used.
 std::unique_ptr<Backend> create_backend(const BackendOptions& options);
 
 }  // namespace metallic

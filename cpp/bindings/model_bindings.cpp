@@ -134,14 +134,20 @@ nb::list event_list(Model& model) {
 
 std::shared_ptr<Model> make_model(std::shared_ptr<ModelFile> file, const Program& program, uint32_t context_length,
                                   const std::string& device, uint32_t threads, const std::string& kv_type,
-                                  uint32_t batch_tokens, uint64_t memory_budget) {
+                                  uint32_t batch_tokens, uint64_t memory_budget, const std::string& weights,
+                                  const std::string& precision) {
     const DTypeInfo* kv = find_dtype(std::string_view(kv_type));
     if (!kv) throw RequestError("no such type for keys and values: " + kv_type);
+    if (weights != "mapped" && weights != "private") {
+        throw RequestError("weights are placed \"mapped\" or \"private\", not \"" + weights + "\"");
+    }
     ModelOptions options;
+    options.weights = weights == "mapped" ? WeightPlacement::mapped : WeightPlacement::exclusive;
     options.kv_dtype = kv->dtype;
     options.context_length = context_length;
     options.batch_tokens = batch_tokens;
     options.memory_budget = memory_budget;
+    options.precision = parse_precision(precision);
     const nb::gil_scoped_release release;
     std::shared_ptr<Backend> backend = create_backend({device, threads});
     return std::make_shared<Model>(std::move(file), std::move(backend), program, options);
@@ -193,7 +199,8 @@ void bind_model(nb::module_& m) {
     nb::class_<Model>(m, "Model", "A compiled model with its weights and pages.")
         .def(nb::new_(&make_model), nb::arg("file"), nb::arg("program"), nb::arg("context_length"),
              nb::arg("device") = "auto", nb::arg("threads") = 0, nb::arg("kv_type") = "F16",
-             nb::arg("batch_tokens") = 512, nb::arg("memory_budget") = 0)
+             nb::arg("batch_tokens") = 512, nb::arg("memory_budget") = 0, nb::arg("weights") = "mapped",
+             nb::arg("precision") = "auto")
         .def("create_sequence",
              [](const std::shared_ptr<Model>& model) { return SequenceHandle(model, model->create_sequence()); })
         .def("forward", &forward, nb::arg("sequences"), nb::arg("tokens"), nb::arg("logit_modes"), nb::arg("extended"),

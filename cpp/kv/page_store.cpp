@@ -48,6 +48,10 @@ uint64_t PageStore::take() {
     }
     Slab& slab = slabs_[open_];
     const uint32_t index = slab.free.back();
+    BufferView page = slab.memory.view();
+    page.offset += index * stride_;
+    page.bytes = layout_.page_bytes;
+    pool_.check_idle(page, owner_);
     slab.free.pop_back();
     slab.references[index] = 1;
     ++in_use_;

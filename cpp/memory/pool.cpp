@@ -57,30 +57,12 @@ Allocation Pool::allocate(DType dtype, uint64_t elements, Tag tag, std::string_v
     return allocation;
 }
 
-Allocation Pool::allocate_bytes(uint64_t bytes, Tag tag, std::string_view owner) {
+Allocation Pool::allocate_bytes(uint64_t bytes, Tag tag, std::string_view owner, Storage storage) {
     const uint64_t reserved = std::max<uint64_t>(kAlignment, (bytes + kAlignment - 1) / kAlignment * kAlignment);
     if (reserved < bytes) throw OutOfMemory("an allocation of impossible size", bytes, 0, std::string(owner));
     const std::lock_guard lock(mutex_);
-    Allocation allocation;
-    bool placed = false;
-    if (reserved <= kHeapBytes / 2) {
-        for (uint32_t i = 0; i < heaps_.size() && !placed; ++i) {
-            if (!heaps_[i].heap || !heaps_[i].ranges) continue;
-            if (const auto offset = heaps_[i].ranges->take(reserved)) {
-                allocation.heap_ = i;
-                allocation.view_.offset = *offset;
-                placed = true;
-            }
-        }
-        if (!placed) {
-            allocation.heap_ = add_heap(shared_heap_bytes(reserved), owner, true);
-            allocation.view_.offset = *heaps_[allocation.heap_].ranges->take(reserved);
-        }
-    } else {
-        allocation.heap_ = add_heap(reserved, owner, false);
-    }
+    Allocation allocation = place(reserved, owner, storage);
     allocation.pool_ = this;
-    allocation.view_.heap = heaps_[allocation.heap_].heap.get();
     allocation.view_.bytes = bytes;
     allocation.reserved_ = reserved;
     allocation.elements_ = bytes;
@@ -92,15 +74,45 @@ Allocation Pool::allocate_bytes(uint64_t bytes, Tag tag, std::string_view owner)
     return allocation;
 }
 
+// A part of a heap that others share, or a heap of its own for a large one.
+Allocation Pool::place(uint64_t reserved, std::string_view owner, Storage storage) {
+    Allocation allocation;
+    const auto set = [&](uint32_t heap, uint64_t offset) {
+        allocation.heap_ = heap;
+        allocation.view_ = {heaps_[heap].heap.get(), offset, reserved};
+    };
+    if (reserved > kHeapBytes / 2) {
+        set(add_heap(reserved, owner, storage, false), 0);
+        return allocation;
+    }
+    for (uint32_t i = 0; i < heaps_.size(); ++i) {
+        Slot& slot = heaps_[i];
+        if (!slot.heap || !slot.ranges || slot.heap->storage() != storage) continue;
+        const auto offset = slot.ranges->take(reserved);
+        if (!offset) continue;
+        set(i, *offset);
+        try {
+            backend_->check_idle(allocation.view_, owner);
+        } catch (...) {
+            slot.ranges->give(*offset, reserved);
+            throw;
+        }
+        return allocation;
+    }
+    const uint32_t added = add_heap(divided_heap_bytes(reserved), owner, storage, true);
+    set(added, *heaps_[added].ranges->take(reserved));
+    return allocation;
+}
+
 // A full heap, or what the budget leaves of one.
-uint64_t Pool::shared_heap_bytes(uint64_t needed) const noexcept {
+uint64_t Pool::divided_heap_bytes(uint64_t needed) const noexcept {
     if (statistics_.budget == 0) return kHeapBytes;
     const uint64_t used = statistics_.heap_bytes;
     const uint64_t left = used < statistics_.budget ? statistics_.budget - used : 0;
     return std::clamp(left / kAlignment * kAlignment, needed, kHeapBytes);
 }
 
-uint32_t Pool::add_heap(uint64_t bytes, std::string_view owner, bool shared) {
+uint32_t Pool::add_heap(uint64_t bytes, std::string_view owner, Storage storage, bool divided) {
     const uint64_t budget = statistics_.budget;
     if (budget && (bytes > budget || statistics_.heap_bytes > budget - bytes)) drop_empty_heaps();
     const uint64_t used = statistics_.heap_bytes;
@@ -109,8 +121,7 @@ uint32_t Pool::add_heap(uint64_t bytes, std::string_view owner, bool shared) {
         throw OutOfMemory("the memory budget of " + std::to_string(budget) + " bytes is used up", bytes, available,
                           std::string(owner));
     }
-    Slot slot{backend_->create_heap(bytes, Storage::shared, owner),
-              shared ? std::make_unique<FreeList>(bytes) : nullptr};
+    Slot slot{backend_->create_heap(bytes, storage, owner), divided ? std::make_unique<FreeList>(bytes) : nullptr};
     statistics_.heap_bytes += bytes;
     ++statistics_.heaps;
     const auto hole = std::find_if(heaps_.begin(), heaps_.end(), [](const Slot& s) { return !s.heap; });

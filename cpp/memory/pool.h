@@ -81,7 +81,9 @@ class Pool {
     // `elements` of `dtype` (a multiple of its block). Throws OutOfMemory naming `owner` when the budget or the backend
     // refuses; nothing changes then.
     Allocation allocate(DType dtype, uint64_t elements, Tag tag, std::string_view owner);
-    Allocation allocate_bytes(uint64_t bytes, Tag tag, std::string_view owner);
+    Allocation allocate_bytes(uint64_t bytes, Tag tag, std::string_view owner, Storage storage = Storage::shared);
+    // See Backend::check_idle: for parts of an allocation that its holder hands out again.
+    void check_idle(const BufferView& range, std::string_view owner) const { backend_->check_idle(range, owner); }
     // Counts a zero-copy view of a file under Tag::weights.
     void count_mapped(uint64_t bytes) noexcept;
 
@@ -94,8 +96,9 @@ class Pool {
         std::unique_ptr<FreeList> ranges;  // null: a heap of one allocation
     };
 
-    uint64_t shared_heap_bytes(uint64_t needed) const noexcept;
-    uint32_t add_heap(uint64_t bytes, std::string_view owner, bool shared);
+    uint64_t divided_heap_bytes(uint64_t needed) const noexcept;
+    Allocation place(uint64_t reserved, std::string_view owner, Storage storage);
+    uint32_t add_heap(uint64_t bytes, std::string_view owner, Storage storage, bool divided);
     void release(Allocation& allocation) noexcept;
     void drop(Slot& slot) noexcept;
     void drop_empty_heaps() noexcept;

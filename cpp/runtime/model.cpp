@@ -62,7 +62,7 @@ Model::Model(std::shared_ptr<const ModelFile> file, std::shared_ptr<Backend> bac
         throw RequestError("keys and values cannot be kept in " + std::string(dtype_info(options_.kv_dtype).name) +
                            "; F32, F16, BF16 and Q8_0 are supported");
     }
-    bind_weights();
+    weights_ = std::make_unique<Weights>(file_, backend_, pool_, program_, options_.weights);
     for (size_t g = 0; g < program_.groups.size(); ++g) {
         layouts_.push_back(KvLayout::of(program_.groups[g], options_.kv_dtype));
         stores_.push_back(std::make_unique<PageStore>(pool_, layouts_.back(), "kv/group." + std::to_string(g)));
@@ -72,35 +72,18 @@ Model::Model(std::shared_ptr<const ModelFile> file, std::shared_ptr<Backend> bac
 
 Model::~Model() = default;
 
-void Model::bind_weights() {
-    file_heaps_.resize(file_->paths().size());
-    for (const Weight& weight : program_.weights) {
-        const TensorInfo& tensor = file_->tensor(weight.name);
-        const std::span<const std::byte> bytes = file_->tensor_bytes(tensor);
-        const auto& mapping = file_->mapping(tensor.file);
-        if (!mapping) {
-            file_heaps_.push_back(backend_->wrap_host(bytes, file_, weight.name));
-            weights_.push_back({file_heaps_.back().get(), 0, bytes.size()});
-        } else {
-            auto& heap = file_heaps_[tensor.file];
-            if (!heap) heap = backend_->wrap_host(mapping->bytes(), mapping, mapping->path());
-            weights_.push_back({heap.get(), tensor.offset, bytes.size()});
-        }
-        pool_.count_mapped(bytes.size());
-    }
-}
-
 void Model::compile() {
     max_outputs_ = max_outputs(program_, options_.batch_tokens);
     CompileInputs inputs;
     inputs.program = &program_;
-    inputs.weights = weights_;
+    inputs.weights = weights_->views();
     inputs.kv = layouts_;
     inputs.arena_layout = layout_arena(program_, options_.batch_tokens, max_outputs_);
     arena_ = pool_.allocate_bytes(inputs.arena_layout.bytes, Tag::activations, "activations");
     inputs.arena = arena_.view();
     inputs.max_tokens = options_.batch_tokens;
     inputs.max_outputs = max_outputs_;
+    inputs.precision = options_.precision;
     inputs.events = &events_;
     plan_ = backend_->compile(inputs);
 }
@@ -246,6 +229,7 @@ bool Model::submit_next(std::span<const RunRequest> requests, std::span<Progress
     }
     submitting_ = std::this_thread::get_id();
     try {
+        weights_->upload(interrupted);
         backend_->wait(backend_->submit(*plan_, batch));
     } catch (...) {
         submitting_ = std::thread::id();

@@ -17,6 +17,7 @@
 #include "memory/pool.h"
 #include "program/program.h"
 #include "runtime/fair_mutex.h"
+#include "runtime/weights.h"
 #include "trace/events.h"
 
 namespace metallic {
@@ -26,6 +27,8 @@ struct ModelOptions {
     uint32_t context_length = 0;  // the model's own limit; a sequence never grows past it
     uint32_t batch_tokens = 512;  // most tokens of one submission
     uint64_t memory_budget = 0;   // bytes; 0: none
+    WeightPlacement weights = WeightPlacement::mapped;
+    Precision precision = Precision::automatic;
 };
 
 // Part of one forward pass: the next tokens of a sequence, and which of them want logits.
@@ -80,7 +83,6 @@ class Model : public std::enable_shared_from_this<Model> {
     static uint64_t activation_bytes(const Program& planned, uint32_t batch_tokens);
 
   private:
-    void bind_weights();
     void compile();
     struct Progress {
         uint32_t done = 0;    // tokens in the cache
@@ -103,8 +105,7 @@ class Model : public std::enable_shared_from_this<Model> {
     Program program_;
     EventRing events_{1 << 14};
     Pool pool_;
-    std::vector<std::shared_ptr<Heap>> file_heaps_;
-    std::vector<BufferView> weights_;
+    std::unique_ptr<Weights> weights_;
     std::vector<KvLayout> layouts_;
     std::vector<std::unique_ptr<PageStore>> stores_;
     uint32_t max_outputs_ = 0;

@@ -23,14 +23,18 @@ class FakeBackend final : public Backend {
         ++created;
         return std::make_shared<HostHeap>(*this, bytes, storage);
     }
-    std::shared_ptr<Heap> wrap_host(std::span<const std::byte>, std::shared_ptr<const void>,
-                                    std::string_view) override {
+    std::shared_ptr<Heap> wrap_host(std::span<const std::byte>, std::shared_ptr<const void>, std::string_view,
+                                    HostMemory) override {
         throw Error("not here");
     }
     void copy(BufferView from, BufferView to) override {
         ++copies;
         std::memcpy(to.host(), from.host(), from.bytes);
     }
+    void upload(std::span<const std::byte> from, BufferView to) override {
+        std::memcpy(to.host(), from.data(), from.size());
+    }
+    void check_idle(const BufferView&, std::string_view) const override {}
     std::unique_ptr<Plan> compile(const CompileInputs&) override { return nullptr; }
     Ticket submit(Plan&, const Batch&) override { return 0; }
     void wait(Ticket) override {}

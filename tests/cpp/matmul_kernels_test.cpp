@@ -305,6 +305,24 @@ TEST_P(QuantiseTest, EqualsThePortableBytes) {
     }
 }
 
+// Of bytes of any kind, so that scales are infinite, NaN and subnormal too.
+TEST_P(QuantiseTest, DequantisesToTheSameBits) {
+    std::mt19937 random(8);
+    for (const DType type : kWeightTypes) {
+        for (int i = 0; i < 20; ++i) {
+            const size_t k = dtype_info(type).block_elements * (1 + random() % 5);
+            std::vector<uint8_t> row(row_bytes(type, k));
+            for (uint8_t& byte : row) byte = static_cast<uint8_t>(random());
+            std::vector<float> wanted(k), found(k + 1, 7.0f);
+            dequantise_row(type, row.data(), k, wanted.data());
+            kernels->dequantise_row(type, row.data(), k, found.data());
+            EXPECT_EQ(found.back(), 7.0f);
+            found.pop_back();
+            EXPECT_TRUE(same_bits(found, wanted)) << dtype_info(type).name;
+        }
+    }
+}
+
 TEST_P(QuantiseTest, RoundsToTheNearestWithTiesToEven) {
     std::vector<float> x(32, 0.0f);
     const float values[] = {127.0f, 0.5f, 1.5f, 2.5f, -0.5f, -1.5f, -126.5f, 3.4f, 3.6f, -127.0f};

@@ -65,9 +65,10 @@ inline double activate(Activation activation, double x) {
         case Activation::silu:
             return x / (1 + std::exp(-x));
         case Activation::gelu:
-            return 0.5 * x * (1 + std::erf(x / std::sqrt(2.0)));
+            return 0.5 * x * std::erfc(-x / std::sqrt(2.0));
         case Activation::gelu_tanh:
-            return 0.5 * x * (1 + std::tanh(std::sqrt(2.0 / std::acos(-1.0)) * (x + 0.044715 * x * x * x)));
+            // 0.5 x (1 + tanh(u)), without its cancellation
+            return x / (1 + std::exp(-2 * std::sqrt(2.0 / std::acos(-1.0)) * (x + 0.044715 * x * x * x)));
         case Activation::relu:
             return std::max(x, 0.0);
     }

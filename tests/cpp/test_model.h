@@ -1,10 +1,13 @@
 #pragma once
 
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
 #include <map>
+#include <optional>
 #include <random>
 #include <stdexcept>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -12,8 +15,14 @@
 #include "core/blocks.h"
 #include "core/dequantise.h"
 
-// Programs made by hand with random weights, and sessions that run them on the CPU backend.
+// Programs made by hand with random weights, and sessions that run them on a device.
 namespace metallic::testing {
+
+// The device that backend-neutral tests run on: METALLIC_TEST_DEVICE, else "cpu".
+inline std::string test_device() {
+    const char* const device = std::getenv("METALLIC_TEST_DEVICE");
+    return device && *device ? device : "cpu";
+}
 
 struct TestModel {
     static constexpr uint32_t kVocabulary = 50;
@@ -43,16 +52,19 @@ struct RunSpec {
     bool rope_extended = false;
 };
 
-// A compiled model on a CPU backend, with pages for its sequences.
+// A compiled model on a device, with pages for its sequences.
 class Session {
   public:
     struct Options {
-        uint32_t threads = 1;
+        std::string device = test_device();
+        uint32_t threads = 1;  // of the CPU backend
         DType kv = DType::F32;
         uint32_t max_tokens = 64;
         uint32_t max_outputs = 64;
         bool alias_queries = false;  // q_out shares q's place
         uint32_t pages = 64;         // of each group, all sequences together
+        // None: int8 on the CPU, whose kernels of quantised types are then what runs; elsewhere the backend's choice.
+        std::optional<Precision> precision = {};
     };
     Session(const TestModel& model, const Options& options);
 
@@ -96,18 +108,37 @@ inline void set_scales(DType dtype, std::byte* block, float spread) {
     };
     switch (dtype) {
         case DType::Q4_0:
-            put(offsetof(BlockQ4_0, d), spread / 8);
-            break;
+            return put(offsetof(BlockQ4_0, d), spread / 8);
+        case DType::Q4_1:
+            put(offsetof(BlockQ4_1, d), spread / 8);
+            return put(offsetof(BlockQ4_1, m), -spread);
+        case DType::Q5_0:
+            return put(offsetof(BlockQ5_0, d), spread / 16);
+        case DType::Q5_1:
+            put(offsetof(BlockQ5_1, d), spread / 16);
+            return put(offsetof(BlockQ5_1, m), -spread);
         case DType::Q8_0:
-            put(offsetof(BlockQ8_0, d), spread / 127);
-            break;
+            return put(offsetof(BlockQ8_0, d), spread / 127);
+        case DType::IQ4_NL:
+            return put(offsetof(BlockIQ4_NL, d), spread / 127);
+        case DType::MXFP4:  // 2^(e - 127) times at most 6
+            *block = static_cast<std::byte>(127 + std::ilogb(spread / 6));
+            return;
+        case DType::Q2_K:
+            put(offsetof(BlockQ2_K, d), spread / (15 * 2));
+            return put(offsetof(BlockQ2_K, dmin), spread / 15);
+        case DType::Q3_K:
+            return put(offsetof(BlockQ3_K, d), spread / (32 * 4));
         case DType::Q4_K:
             put(offsetof(BlockQ4_K, d), spread / (63 * 8));
-            put(offsetof(BlockQ4_K, dmin), spread / 63);
-            break;
+            return put(offsetof(BlockQ4_K, dmin), spread / 63);
+        case DType::Q5_K:
+            put(offsetof(BlockQ5_K, d), spread / (63 * 16));
+            return put(offsetof(BlockQ5_K, dmin), spread / 63);
         case DType::Q6_K:
-            put(offsetof(BlockQ6_K, d), spread / (128 * 32));
-            break;
+            return put(offsetof(BlockQ6_K, d), spread / (128 * 32));
+        case DType::IQ4_XS:
+            return put(offsetof(BlockIQ4_XS, d), spread / (32 * 127));
         default:
             throw std::logic_error("no test blocks of this type");
     }
@@ -183,10 +214,10 @@ inline std::vector<double> TestModel::elements(WeightId id) const {
 }
 
 inline Session::Session(const TestModel& model, const Options& options) : model_(model), options_(options) {
-    backend = create_backend({"cpu", options.threads});
+    backend = create_backend({options.device, options.threads});
     const Program& program = model.program;
     for (const auto& bytes : model.bytes) {
-        heaps_.push_back(backend->wrap_host(bytes, nullptr, "weight"));
+        heaps_.push_back(backend->wrap_host(bytes, nullptr, "weight", HostMemory::any));
         weights_.push_back({heaps_.back().get(), 0, bytes.size()});
     }
     CompileInputs inputs;
@@ -209,6 +240,7 @@ inline Session::Session(const TestModel& model, const Options& options) : model_
     inputs.arena = {heaps_.back().get(), 0, bytes};
     inputs.max_tokens = options.max_tokens;
     inputs.max_outputs = options.max_outputs;
+    inputs.precision = options.precision.value_or(options.device == "cpu" ? Precision::int8 : Precision::automatic);
     inputs.events = &events;
     place_kv();
     inputs.kv = layouts_;

@@ -84,6 +84,16 @@ def test_starting_imports_nothing_heavy() -> None:
         (["generate", "x", "-m", LLAMA, "--stop", ""], 2, r"stop must be strings that are not empty"),
         (["generate", "x", "-m", LLAMA, "--memory", "lots"], 2, r"'lots' is no amount of memory"),
         (["generate", "x", "-m", LLAMA, "--kv-type", "q9"], 2, r"'q9' is none of f16, bf16, f32, q8_0"),
+        (
+            ["generate", "x", "-m", LLAMA, "--precision", "int4"],
+            2,
+            r"'int4' is none of auto, float32, float16, bfloat16",
+        ),
+        (
+            ["generate", "x", "-m", LLAMA, "--device", "cpu", "--precision", "Float16"],
+            2,
+            r"cpu has no matrix products in float16; it has float32, int8",
+        ),
         (["generate", "x", "-m", LLAMA, "--device", "abacus"], 2, r"'abacus' is none of auto, cpu, metal"),
         (
             ["generate", "x", "-m", LLAMA, "--context", "257"],

@@ -30,6 +30,7 @@ def prompt(model: mn.Model, count: int, seed: int = 0) -> list[int]:
 # ---- results do not depend on the schedule -------------------------------------------------------------------------
 
 
+@pytest.mark.cpu_only
 @pytest.mark.parametrize("name", ARCHITECTURES)
 @pytest.mark.parametrize("kv_type", ["f16", "q8_0"])
 def test_threads_and_chunks_do_not_change_a_bit(load_golden: Load, name: str, kv_type: str) -> None:
@@ -43,6 +44,7 @@ def test_threads_and_chunks_do_not_change_a_bit(load_golden: Load, name: str, kv
         np.testing.assert_array_equal(model.logits(ids)[0], expected[-1])
 
 
+@pytest.mark.cpu_only
 @pytest.mark.parametrize("name", ["llama", "gemma3", "qwen3moe"])
 def test_company_in_the_batch_does_not_change_a_bit(load_golden: Load, name: str) -> None:
     model = load_golden(name, threads=2, batch_tokens=16)
@@ -62,6 +64,7 @@ def test_company_in_the_batch_does_not_change_a_bit(load_golden: Load, name: str
     np.testing.assert_array_equal(mixed[4], alone[1][-1])
 
 
+@pytest.mark.cpu_only
 @pytest.mark.parametrize("isa", ["portable", "avx2", "avx512"])
 def test_instruction_sets_agree(isa: str, tmp_path: Path) -> None:
     script = textwrap.dedent(
@@ -303,10 +306,12 @@ def test_forks_share_their_history(load_golden: Load) -> None:
     second = first.fork()
     assert model.memory().pages == pages
     a, b = step(first, [3]), step(second, [4])
-    np.testing.assert_array_equal(a, model.logits([*ids, 3]))
-    np.testing.assert_array_equal(b, model.logits([*ids, 4]))
+    # On the CPU these are equal bits; elsewhere a token alone may be computed by another kernel than in a prompt.
+    atol = 0 if model.device["backend"] == "cpu" else 1e-5 * np.abs(a).max()
+    np.testing.assert_allclose(a, model.logits([*ids, 3]), rtol=0, atol=atol)
+    np.testing.assert_allclose(b, model.logits([*ids, 4]), rtol=0, atol=atol)
     first.close()
-    np.testing.assert_array_equal(step(second, [5]), model.logits([*ids, 4, 5]))
+    np.testing.assert_allclose(step(second, [5]), model.logits([*ids, 4, 5]), rtol=0, atol=atol)
 
 
 # ---- threads, signals, closing -----------------------------------------------------------------------------------

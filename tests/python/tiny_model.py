@@ -10,8 +10,8 @@ import numpy as np
 WIDTH, HEADS, KV_HEADS, HEAD_SIZE, INNER, VOCABULARY = 64, 2, 1, 32, 96, 300
 
 
-def write_tiny_llama(path: Path, *, context: int, blocks: int = 2, seed: int = 0) -> None:
-    """A Llama model of ``blocks`` blocks in F32 with a byte-level vocabulary."""
+def write_tiny_llama(path: Path, *, context: int, blocks: int = 2, seed: int = 0, dtype: str = "F32") -> None:
+    """A Llama model of ``blocks`` blocks, matrices of ``dtype`` (as gguf-py writes it) and a byte-level vocabulary."""
     rng = np.random.default_rng(seed)
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name("tiny")
@@ -36,7 +36,9 @@ def write_tiny_llama(path: Path, *, context: int, blocks: int = 2, seed: int = 0
     writer.add_add_bos_token(False)
 
     def matrix(name: str, rows: int, cols: int) -> None:
-        writer.add_tensor(name, (rng.normal(0, 1.5, (rows, cols)) / np.sqrt(cols)).astype(np.float32))
+        values = (rng.normal(0, 1.5, (rows, cols)) / np.sqrt(cols)).astype(np.float32)
+        kind = gguf.GGMLQuantizationType[dtype]
+        writer.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)
 
     matrix("token_embd.weight", VOCABULARY, WIDTH)
     writer.add_tensor("output_norm.weight", np.ones(WIDTH, np.float32))

@@ -49,7 +49,7 @@ class CpuBackend final : public Backend {
     }
 
     std::shared_ptr<Heap> wrap_host(std::span<const std::byte> bytes, std::shared_ptr<const void> owner,
-                                    std::string_view) override {
+                                    std::string_view, HostMemory) override {
         return wrap_heap(bytes, std::move(owner));
     }
 
@@ -61,6 +61,16 @@ class CpuBackend final : public Backend {
         if (from.bytes == 0) return;
         std::memmove(reinterpret_cast<void*>(to.address()), reinterpret_cast<const void*>(from.address()), from.bytes);
     }
+
+    void upload(std::span<const std::byte> from, BufferView to) override {
+        check_view(to, "target");
+        if (from.size() != to.bytes) throw Error("copy: source and target differ in size");
+        if (to.heap->storage() == Storage::mapped) throw Error("copy: the target is read-only");
+        if (!from.empty()) std::memmove(reinterpret_cast<void*>(to.address()), from.data(), from.size());
+    }
+
+    // Nothing is in flight once submit has returned.
+    void check_idle(const BufferView&, std::string_view) const override {}
 
     std::unique_ptr<Plan> compile(const CompileInputs& inputs) override {
         if (!inputs.program) throw Error("compile: no program");

@@ -1,7 +1,6 @@
 #include "backend/cpu/cpu_plan.h"
 
-#include <string>
-
+#include "backend/batch_check.h"
 #include "backend/cpu/ops/activation.h"
 #include "backend/cpu/ops/attention.h"
 #include "backend/cpu/ops/copy.h"
@@ -12,25 +11,8 @@
 #include "backend/cpu/ops/norm.h"
 #include "backend/cpu/ops/preparation.h"
 #include "backend/cpu/ops/rope.h"
-#include "core/error.h"
 
 namespace metallic::cpu {
-namespace {
-
-// Steps that read other elements than the ones they write, and so cannot work in place.
-bool needs_apart(const StepOp& op) {
-    return std::holds_alternative<LinearStep>(op) || std::holds_alternative<ExpertLinearStep>(op) ||
-           std::holds_alternative<AttentionStep>(op) || std::holds_alternative<CombineStep>(op) ||
-           std::holds_alternative<RouteStep>(op) || std::holds_alternative<SelectStep>(op);
-}
-
-Rows rows_of(const StepOp& op, const Program& program) {
-    Rows rows = Rows::tokens;
-    for_each_write(op, [&](ValueId id) { rows = program.values[id].rows; });
-    return rows;
-}
-
-}  // namespace
 
 CpuPlan::CpuPlan(const CompileInputs& inputs, const Isa& isa, uint32_t threads,
                  const std::shared_ptr<HeapLedger>& ledger)
@@ -39,11 +21,7 @@ CpuPlan::CpuPlan(const CompileInputs& inputs, const Isa& isa, uint32_t threads,
       max_outputs_(inputs.max_outputs),
       events_(inputs.events) {
     Preparation preparation(inputs, isa, threads);
-    preparation.check(max_tokens_ > 0 && max_outputs_ <= max_tokens_, "a plan for no tokens, or for too many outputs");
-    preparation.check(program_.logits < program_.values.size(), "a program without logits");
-    preparation.check(program_.values[program_.logits].rows == Rows::outputs, "logits of all tokens");
-    preparation.check(inputs.arena_layout.offsets.size() == program_.values.size(),
-                      "an arena laid out for other values");
+    preparation.check_program();
     add_steps(preparation);
     place_values(preparation);
     place_scratch(preparation, ledger);
@@ -60,45 +38,22 @@ void CpuPlan::add_steps(Preparation& preparation) {
     steps_.reserve(program_.steps.size());
     for (const Step& step : program_.steps) {
         preparation.enter(step);
-        for_each_read(step.op, [&](ValueId id) { preparation.value(id); });
-        for_each_write(step.op, [&](ValueId id) { preparation.value(id); });
         steps_.push_back({std::visit([&](const auto& op) { return prepare(op, preparation); }, step.op),
                           rows_of(step.op, program_), step.scope});
     }
 }
 
-void CpuPlan::place_values(const Preparation& preparation) {
+void CpuPlan::place_values(Preparation& preparation) {
+    preparation.check_values();
     const CompileInputs& inputs = preparation.inputs;
-    const BufferView& arena = inputs.arena;
-    const bool held =
-        arena.heap && arena.offset <= arena.heap->bytes() && arena.bytes <= arena.heap->bytes() - arena.offset;
-    const std::vector<uint64_t>& offsets = inputs.arena_layout.offsets;
-    const auto bytes_of = [&](ValueId id) {
-        return uint64_t{program_.values[id].width} * preparation.max_rows(program_.values[id].rows) * sizeof(float);
-    };
     values_.assign(program_.values.size(), nullptr);
     const auto place = [&](ValueId id) {
         if (id == program_.logits) return;  // written straight to the batch's logits
-        preparation.check(held && offsets[id] <= arena.bytes && bytes_of(id) <= arena.bytes - offsets[id] &&
-                              (arena.address() + offsets[id]) % sizeof(float) == 0,
-                          "a value outside of the arena");
-        values_[id] = reinterpret_cast<float*>(arena.address() + offsets[id]);
+        values_[id] = reinterpret_cast<float*>(inputs.arena.address() + inputs.arena_layout.offsets[id]);
     };
     for (const Step& step : program_.steps) {
         for_each_read(step.op, place);
         for_each_write(step.op, place);
-        if (!needs_apart(step.op)) continue;
-        for_each_read(step.op, [&](ValueId in) {
-            for_each_write(step.op, [&](ValueId out) {
-                if (in == program_.logits || out == program_.logits) return;
-                const bool apart =
-                    offsets[in] + bytes_of(in) <= offsets[out] || offsets[out] + bytes_of(out) <= offsets[in];
-                if (!apart) {
-                    throw Error(program_.scopes.path(step.scope) + ": " + step_name(step.op) +
-                                ": the output lies upon an input");
-                }
-            });
-        });
     }
 }
 
@@ -124,58 +79,6 @@ void CpuPlan::place_scratch(const Preparation& preparation, const std::shared_pt
     }
 }
 
-void CpuPlan::check_batch(const Batch& batch) const {
-    const auto require = [](bool holds, const char* what) {
-        if (!holds) throw RequestError(std::string("batch: ") + what);
-    };
-    require(!batch.tokens.empty(), "no tokens");
-    require(batch.tokens.size() <= max_tokens_, "more tokens than the plan was made for");
-    require(batch.output_rows.size() <= max_outputs_, "more outputs than the plan was made for");
-    require(batch.output_rows.empty() || batch.logits, "outputs without memory for logits");
-    uint64_t next = 0;
-    for (const uint32_t row : batch.output_rows) {
-        require(row >= next && row < batch.tokens.size(), "output rows that do not ascend within the batch");
-        next = uint64_t{row} + 1;
-    }
-    for (const int32_t token : batch.tokens) {
-        if (vocabulary_ && (token < 0 || static_cast<uint32_t>(token) >= vocabulary_)) {
-            throw RequestError("token id " + std::to_string(token) + " is outside the vocabulary of " +
-                               std::to_string(vocabulary_));
-        }
-    }
-    require(batch.tables.size() == batch.runs.size() * program_.groups.size(), "a wrong number of page tables");
-    check_runs(batch);
-}
-
-void CpuPlan::check_runs(const Batch& batch) const {
-    const size_t groups = program_.groups.size();
-    uint64_t row = 0;
-    for (size_t r = 0; r < batch.runs.size(); ++r) {
-        const Run& run = batch.runs[r];
-        if (run.first_row != row || run.length == 0 || run.length > batch.tokens.size() - row) {
-            throw RequestError("batch: runs that do not cover the tokens in turn");
-        }
-        row += run.length;
-        if (uint64_t{run.position} + run.length > uint64_t{1} << 31)
-            throw RequestError("batch: a position beyond 2^31");
-        for (size_t g = 0; g < groups; ++g) check_table(run, batch.tables[r * groups + g], program_.groups[g].window);
-    }
-    if (row != batch.tokens.size()) throw RequestError("batch: tokens of no run");
-}
-
-void CpuPlan::check_table(const Run& run, const PageTableView& table, uint32_t window) const {
-    const uint64_t oldest = window && run.position >= window ? run.position - window + 1 : 0;
-    const uint64_t end = uint64_t{run.position} + run.length;
-    if (uint64_t{table.first_page} * kPageTokens > oldest ||
-        (uint64_t{table.first_page} + table.count) * kPageTokens < end || !table.pages) {
-        throw RequestError("batch: a page table that does not cover positions " + std::to_string(oldest) + " to " +
-                           std::to_string(end));
-    }
-    for (uint64_t page = oldest / kPageTokens; page <= (end - 1) / kPageTokens; ++page) {
-        if (table.pages[page - table.first_page] == 0) throw RequestError("batch: a page table with a missing page");
-    }
-}
-
 void CpuPlan::bind(const Batch& batch) noexcept {
     submission_.batch = &batch;
     submission_.rows[static_cast<size_t>(Rows::tokens)] = static_cast<uint32_t>(batch.tokens.size());
@@ -187,7 +90,7 @@ void CpuPlan::bind(const Batch& batch) noexcept {
 }
 
 void CpuPlan::run(ThreadPool& pool, const Batch& batch) {
-    check_batch(batch);
+    check_batch(batch, {max_tokens_, max_outputs_, vocabulary_, program_.groups});
     bind(batch);
     StopWatch watch(pool, batch.interrupted);
     struct Context {

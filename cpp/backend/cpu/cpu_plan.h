@@ -32,11 +32,8 @@ class CpuPlan final : public Plan {
     };
 
     void add_steps(Preparation& preparation);
-    void place_values(const Preparation& preparation);
+    void place_values(Preparation& preparation);
     void place_scratch(const Preparation& preparation, const std::shared_ptr<HeapLedger>& ledger);
-    void check_batch(const Batch& batch) const;
-    void check_runs(const Batch& batch) const;
-    void check_table(const Run& run, const PageTableView& table, uint32_t window) const;
     void bind(const Batch& batch) noexcept;
     void walk(Worker& worker) const noexcept;
     bool fill_ropes(Worker& worker) const noexcept;

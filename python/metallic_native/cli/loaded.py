@@ -53,6 +53,8 @@ def load_model(options: LoadOptions, quiet: bool = False) -> Model:
             context_length=options.context,
             batch_tokens=options.batch_tokens,
             memory_budget=options.memory,
+            weights=options.weights,
+            precision=options.precision,
         )
     except Error as error:
         if type(error) is Error:  # the file cannot be opened or read

@@ -17,6 +17,8 @@ __all__ = ["LoadOptions", "SamplingOptions", "one_of", "parse_size", "with_group
 
 KvType = Literal["f16", "bf16", "f32", "q8_0"]
 Device = Literal["auto", "cpu", "metal"]
+Placement = Literal["mapped", "private"]
+Precision = Literal["auto", "float32", "float16", "bfloat16", "int8"]
 
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _UNITS |= {"kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
@@ -79,6 +81,22 @@ class LoadOptions:
             help="Most memory for keys, values and activations, e.g. 2GB [default: no limit].",
         ),
     ] = None
+    weights: Annotated[
+        str,
+        typer.Option(
+            help="Weights stay in the mapped file, or are copied to memory of the device alone (private).",
+            metavar="PLACE",
+            parser=one_of(Placement),
+        ),
+    ] = "mapped"
+    precision: Annotated[
+        str,
+        typer.Option(
+            help="What products may round to: float32 (nothing), int8 (CPU), float16, bfloat16 (Metal) or auto.",
+            metavar="TYPE",
+            parser=one_of(Precision),
+        ),
+    ] = "auto"
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,8 @@ __all__ = ["load", "load_tokenizer", "trace_program"]
 log = logging.getLogger(__name__)
 
 KV_TYPES = ("f32", "f16", "bf16", "q8_0")
+WEIGHT_PLACEMENTS = ("mapped", "private")
+PRECISIONS = ("auto", "float32", "float16", "bfloat16", "int8")
 _FLOATS: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2")}
 
 
@@ -43,15 +45,24 @@ def load(
     context_length: int | None = None,
     batch_tokens: int = 512,
     memory_budget: int | None = None,
+    weights: str = "mapped",
+    precision: str = "auto",
 ) -> Model:
     """Load a model.
 
     ``path_or_repo`` is a GGUF file (any part of a split one), a Hugging Face repository as
     ``owner/name[:quantisation]``, or ``"demo"``, the small model that comes with the package. ``device`` is
-    ``"auto"``, ``"cpu"`` or ``"metal"``; ``threads`` those of the CPU backend (default: one per core). Keys and
-    values are kept as ``kv_type``: ``"f16"``, ``"bf16"``, ``"f32"`` or ``"q8_0"``. ``context_length`` in tokens
-    lowers the model's own limit, and nothing is reserved for it. At most ``batch_tokens`` tokens are computed at a
-    time, which bounds the activations. ``memory_budget`` in bytes bounds what the pool takes from the system.
+    ``"auto"`` (the variable ``METALLIC_DEVICE`` or else the best there is), ``"cpu"`` or ``"metal"``; ``threads`` those
+    of the CPU backend (default: one per core). Keys and values are kept as ``kv_type``: ``"f16"``, ``"bf16"``,
+    ``"f32"`` or ``"q8_0"``. ``context_length`` in tokens lowers the model's own limit, and nothing is reserved for it.
+    At most ``batch_tokens`` tokens are computed at a time, which bounds the activations. ``memory_budget`` in bytes
+    bounds what the pool takes from the system.
+    ``weights`` are read where the file is ``"mapped"``, or copied on first use to memory of the device alone
+    (``"private"``), which the pool counts. ``precision`` is what matrix products may round their operands to; sums are
+    float32 always. ``"float32"`` rounds nothing, on any device. ``"int8"`` (CPU) rounds activations to 8 bits in blocks
+    where the weights are quantised, ``"float16"`` and ``"bfloat16"`` (Metal, where the GPU has the arithmetic) round
+    both operands when many tokens are computed. ``"auto"`` is float32 on Metal; on the CPU it is float32 for models
+    whose matrices take at most 32 MiB, else int8.
 
     Raises ModelFormatError for a corrupt file, UnsupportedModelError for one that needs what is not implemented,
     RequestError for arguments that make no sense, OutOfMemory when the budget is too small.
@@ -60,10 +71,16 @@ def load(
         raise RequestError(f"device must be a str, not {device!r}")
     if not isinstance(kv_type, str) or kv_type.lower() not in KV_TYPES:
         raise RequestError(f"kv_type must be one of {', '.join(KV_TYPES)}, not {kv_type!r}")
+    if not isinstance(weights, str) or weights not in WEIGHT_PLACEMENTS:
+        raise RequestError(f"weights must be one of {', '.join(WEIGHT_PLACEMENTS)}, not {weights!r}")
+    if not isinstance(precision, str) or precision.lower() not in PRECISIONS:
+        raise RequestError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
     _check_integer("threads", threads, 1024)
     _check_integer("batch_tokens", batch_tokens, 65536)
     _check_integer("memory_budget", memory_budget, 2**63)
     _check_integer("context_length", context_length, 2**31)
+    if device == "auto":
+        device = os.environ.get("METALLIC_DEVICE") or "auto"
     path = resolve_model(path_or_repo)
     file = _native.GgufModelFile(str(path))
     metadata = file.metadata
@@ -81,6 +98,8 @@ def load(
         context_length=context,
         batch_tokens=min(batch_tokens, context),
         memory_budget=memory_budget or 0,
+        weights=weights,
+        precision=precision.lower(),
     )
     log.info("loaded %s (%s, %d blocks) on %s", path, config.architecture, config.block_count, native.device["name"])
     return Model(

@@ -12,6 +12,7 @@
 #include "backend/cpu/isa/matmul_avx512_gemv_plain.h"
 #include "backend/cpu/isa/matmul_kernels.h"
 #include "core/dequantise.h"
+#include "core/dequantise_rows.h"
 
 namespace metallic::cpu {
 namespace {
@@ -85,7 +86,7 @@ void multiply(DType type, const void* w, size_t w_stride_bytes, size_t rows, siz
 }
 
 void dequantise(DType type, const void* row, size_t k, float* out) {
-    dequantise_row(type, row, k, out);
+    if (!dequantise_blocks(type, row, k, out)) dequantise_row(type, row, k, out);
 }
 
 }  // namespace

@@ -12,8 +12,59 @@ uint32_t chunk_rows(uint64_t total, uint32_t threads, uint32_t tile_rows) noexce
     return static_cast<uint32_t>(std::max<uint64_t>(rows, kRowMultiple));
 }
 
-uint32_t ActivationRows::add(DType dtype) {
-    const ActivationFormat format = activation_format(dtype);
+namespace {
+
+// Weight rows that a thread expands at a time. For one activation row as few as the F32 kernels go through at once, so
+// that they stay in the first-level cache; for more, as many as share the activations best, in the second-level one.
+constexpr uint32_t kLeastExpanded = 8, kMostExpanded = 48;
+constexpr uint32_t kExpandedFloats = 32768;
+
+uint32_t expanded_rows(uint32_t cols) noexcept {
+    const uint32_t rows = kExpandedFloats / std::max(cols, 1u) / kLeastExpanded * kLeastExpanded;
+    return std::clamp(rows, kLeastExpanded, kMostExpanded);
+}
+
+}  // namespace
+
+Products::Products(const Preparation& preparation, uint32_t cols)
+    : kernels_(preparation.matmul),
+      exact_(preparation.precision == Precision::float32),
+      cols_(cols),
+      // Not the bare width: rows a power of two apart would fall on the same sets of the caches.
+      expanded_row_bytes_(activation_row_bytes(ActivationFormat::F32, cols)),
+      expanded_rows_(expanded_rows(cols)) {}
+
+ActivationFormat Products::add(DType dtype) noexcept {
+    any_expands_ = any_expands_ || expands(dtype);
+    return expands(dtype) ? ActivationFormat::F32 : activation_format(dtype);
+}
+
+size_t Products::scratch_bytes() const noexcept {
+    return aligned_size(matmul_scratch_bytes(cols_)) + (any_expands_ ? expanded_rows_ * expanded_row_bytes_ : 0);
+}
+
+void Products::multiply(const Matrix& matrix, const std::byte* weights, uint32_t count, const std::byte* activations,
+                        size_t activation_bytes, uint32_t rows, float* out, size_t out_stride,
+                        std::byte* scratch) const noexcept {
+    if (!expands(matrix.dtype)) {
+        kernels_.multiply(matrix.dtype, weights, matrix.row_bytes, count, cols_, activations, activation_bytes, rows,
+                          out, out_stride, scratch);
+        return;
+    }
+    std::byte* const expanded = scratch + aligned_size(matmul_scratch_bytes(cols_));
+    const uint32_t most = rows == 1 ? kLeastExpanded : expanded_rows_;
+    for (uint32_t first = 0; first < count; first += most) {
+        const uint32_t some = std::min(most, count - first);
+        for (uint32_t r = 0; r < some; ++r) {
+            kernels_.dequantise_row(matrix.dtype, weights + (first + r) * matrix.row_bytes, cols_,
+                                    reinterpret_cast<float*>(expanded + r * expanded_row_bytes_));
+        }
+        kernels_.multiply(DType::F32, expanded, expanded_row_bytes_, some, cols_, activations, activation_bytes, rows,
+                          out + first, out_stride, scratch);
+    }
+}
+
+uint32_t ActivationRows::add(ActivationFormat format) {
     for (uint32_t i = 0; i < count_; ++i) {
         if (formats_[i] == format) return i;
     }
@@ -62,6 +113,7 @@ class Linear final : public Operation {
           step_(step),
           cols_(p.value(step.in).width),
           rows_(p.value(step.in).rows),
+          products_(p, cols_),
           formats_(cols_) {
         p.check(step.part_count >= 1 && step.part_count <= kMaxLinearParts, "a wrong number of parts");
         for (uint32_t i = 0; i < step.part_count; ++i) add_part(step.parts[i], p);
@@ -116,7 +168,7 @@ class Linear final : public Operation {
         part.matrix = p.matrix(source.weight);
         p.check(part.matrix.cols == cols_, "a weight that does not fit the input's width");
         p.check(part.matrix.experts == 1, "a weight that holds experts");
-        part.format = formats_.add(part.matrix.dtype);
+        part.format = formats_.add(products_.add(part.matrix.dtype));
         part.out = source.out;
         if (source.bias != kNone) {
             const uint64_t end = uint64_t{source.weight.first} + source.weight.count;
@@ -130,7 +182,7 @@ class Linear final : public Operation {
     void lay_out_scratch(Preparation& p) {
         normed_at_ = aligned_size(formats_.bytes(kPrivateRows));
         kernel_at_ = normed_at_ + aligned_size(step_.norm.enabled ? cols_ * sizeof(float) : 0);
-        tiles_at_ = kernel_at_ + aligned_size(matmul_scratch_bytes(cols_));
+        tiles_at_ = kernel_at_ + products_.scratch_bytes();
         p.reserve_scratch(tiles_at_ + (step_.gated ? kTileFloats * sizeof(float) : 0));
         if (p.max_rows(rows_) > kPrivateRows) p.reserve_shared(formats_.bytes(p.max_rows(rows_)));
     }
@@ -167,9 +219,9 @@ class Linear final : public Operation {
 
     void multiply(const Worker& worker, const Tile& tile, const Part& part, uint32_t first, uint32_t count, float* out,
                   size_t stride) const noexcept {
-        matmul_.multiply(part.matrix.dtype, part.matrix.data + first * part.matrix.row_bytes, part.matrix.row_bytes,
-                         count, cols_, formats_.row(tile.activations, tile.rows, part.format, tile.first),
-                         formats_.row_bytes(part.format), tile.count, out, stride, worker.scratch + kernel_at_);
+        products_.multiply(part.matrix, part.matrix.data + first * part.matrix.row_bytes, count,
+                           formats_.row(tile.activations, tile.rows, part.format, tile.first),
+                           formats_.row_bytes(part.format), tile.count, out, stride, worker.scratch + kernel_at_);
         if (!part.bias) return;
         for (uint32_t m = 0; m < tile.count; ++m)
             vector_.add(out + m * stride, part.bias + first, count, out + m * stride);
@@ -208,6 +260,7 @@ class Linear final : public Operation {
     const LinearStep step_;
     const uint32_t cols_;
     const Rows rows_;
+    Products products_;
     ActivationRows formats_;
     std::array<Part, kMaxLinearParts> parts_{};
     uint32_t part_count_ = 0;

@@ -19,13 +19,40 @@ inline constexpr uint32_t kRowMultiple = 16;    // weight rows of a chunk, excep
 // `tile_rows` activation rows no more than two tiles of kTileFloats / 2.
 uint32_t chunk_rows(uint64_t total, uint32_t threads, uint32_t tile_rows) noexcept;
 
+// Products with matrices of `cols` columns, in the plan's precision. int8: by each type's own kernel, which takes
+// rounded activations where the weights are quantised. float32: rows of quantised weights become floats in a thread's
+// scratch, a few at a time, for the F32 kernel; which rows are together changes no bit.
+class Products {
+  public:
+    Products(const Preparation& preparation, uint32_t cols);
+
+    // Counts a matrix in; the format in which `multiply` then takes activations.
+    ActivationFormat add(DType dtype) noexcept;
+    // A thread's scratch for `multiply`, after all matrices were counted in.
+    size_t scratch_bytes() const noexcept;
+    // out[m * out_stride + n] for the `count` rows of the matrix that are at `weights`, and `rows` activation rows.
+    void multiply(const Matrix& matrix, const std::byte* weights, uint32_t count, const std::byte* activations,
+                  size_t activation_bytes, uint32_t rows, float* out, size_t out_stride,
+                  std::byte* scratch) const noexcept;
+
+  private:
+    bool expands(DType dtype) const noexcept { return exact_ && dtype_info(dtype).quantised; }
+
+    const MatmulKernels& kernels_;
+    const bool exact_;
+    const uint32_t cols_;
+    const size_t expanded_row_bytes_;
+    const uint32_t expanded_rows_;  // most at a time
+    bool any_expands_ = false;
+};
+
 // The distinct formats in which some matrices want rows of `cols` activations, and buffers of rows in each of them.
 class ActivationRows {
   public:
     explicit ActivationRows(uint32_t cols) : cols_(cols) {}
 
-    // The index of the matrix' format.
-    uint32_t add(DType dtype);
+    // The format's index.
+    uint32_t add(ActivationFormat format);
     size_t bytes(size_t rows) const noexcept { return rows * all_bytes_; }
     size_t row_bytes(uint32_t format) const noexcept { return row_bytes_[format]; }
     // Row `row` of a buffer made for `rows` rows; the formats follow each other.

@@ -102,6 +102,7 @@ class ExpertLinear final : public Operation {
           top_k_(step.top_k),
           cols_(p.value(step.in).width / (step.per_slot && step.top_k ? step.top_k : 1)),
           rows_(p.value(step.in).rows),
+          products_(p, cols_),
           formats_(cols_) {
         p.check(step.part_count >= 1 && step.part_count <= kMaxLinearParts, "a wrong number of parts");
         p.check(top_k_ >= 1, "no expert chosen");
@@ -157,7 +158,7 @@ class ExpertLinear final : public Operation {
         part.matrix = p.matrix(source.weight);
         p.check(part.matrix.cols == cols_, "a weight that does not fit the input's width");
         p.check(part.matrix.experts == experts_, "a weight that holds another number of experts than the router");
-        part.format = formats_.add(part.matrix.dtype);
+        part.format = formats_.add(products_.add(part.matrix.dtype));
         part.out = source.out;
         if (source.bias != kNone) {
             // [experts, rows of the whole weight]
@@ -174,7 +175,7 @@ class ExpertLinear final : public Operation {
         const uint64_t pairs = uint64_t{p.max_rows(rows_)} * top_k_;
         p.check(pairs < 0x7fffffffu, "too many experts chosen for the batch");
         kernel_at_ = aligned_size(formats_.bytes(std::max(kPrivateRows, top_k_)));
-        tiles_at_ = kernel_at_ + aligned_size(matmul_scratch_bytes(cols_));
+        tiles_at_ = kernel_at_ + products_.scratch_bytes();
         grouping_at_ = tiles_at_ + kTileFloats * sizeof(float);
         p.reserve_scratch(grouping_at_ + (2 * size_t{experts_} + 1 + 2 * pairs) * sizeof(uint32_t));
         p.reserve_shared(formats_.bytes(pairs));
@@ -255,9 +256,8 @@ class ExpertLinear final : public Operation {
                   float* out) const noexcept {
         const Matrix& matrix = part.matrix;
         const std::byte* const weights = matrix.data + expert * matrix.expert_bytes + first * matrix.row_bytes;
-        matmul_.multiply(matrix.dtype, weights, matrix.row_bytes, count, cols_,
-                         formats_.row(activations, grouping.pairs, part.format, row), formats_.row_bytes(part.format),
-                         rows, out, count, worker.scratch + kernel_at_);
+        products_.multiply(matrix, weights, count, formats_.row(activations, grouping.pairs, part.format, row),
+                           formats_.row_bytes(part.format), rows, out, count, worker.scratch + kernel_at_);
         if (!part.bias) return;
         const float* const bias = part.bias + size_t{expert} * part.bias_stride + first;
         for (uint32_t m = 0; m < rows; ++m) vector_.add(out + size_t{m} * count, bias, count, out + size_t{m} * count);
@@ -270,6 +270,7 @@ class ExpertLinear final : public Operation {
     const uint32_t cols_;
     const Rows rows_;
     uint32_t experts_ = 0;
+    Products products_;
     ActivationRows formats_;
     std::array<Part, kMaxLinearParts> parts_{};
     uint32_t part_count_ = 0;

@@ -2,7 +2,7 @@
 
 #include "reference_check.h"
 
-// Every kind of step on the CPU backend, against a forward in double precision and on several numbers of threads.
+// Every kind of step on the device under test, against a forward in double precision.
 namespace metallic::testing {
 namespace {
 
@@ -15,8 +15,11 @@ LinearStep linear_step(ValueId in) {
     return step;
 }
 
-TEST(CpuSteps, EmbeddingScalesRowsOfAnyType) {
-    for (const DType dtype : {DType::F32, DType::F16, DType::BF16, DType::Q8_0, DType::Q4_K, DType::Q6_K}) {
+TEST(Steps, EmbeddingScalesRowsOfAnyType) {
+    for (const DType dtype : {DType::F32, DType::F16, DType::BF16, DType::Q4_0, DType::Q4_1, DType::Q5_0, DType::Q5_1,
+                              DType::Q8_0, DType::IQ4_NL, DType::MXFP4, DType::Q2_K, DType::Q3_K, DType::Q4_K,
+                              DType::Q5_K, DType::Q6_K, DType::IQ4_XS}) {
+        SCOPED_TRACE(dtype_info(dtype).name);
         TestModel model;
         const WeightId table = model.weight(dtype, 256, TestModel::kVocabulary);
         const ValueId out = model.value(256);
@@ -26,7 +29,20 @@ TEST(CpuSteps, EmbeddingScalesRowsOfAnyType) {
     }
 }
 
-TEST(CpuSteps, NormWithGroupsWeightAndResidual) {
+TEST(Steps, EmbeddingRowsOfOddWidths) {
+    for (const DType dtype : {DType::F32, DType::F16, DType::BF16}) {
+        for (const uint32_t width : {1u, 7u, 8u, 27u, 1030u}) {
+            TestModel model;
+            const WeightId table = model.weight(dtype, width, TestModel::kVocabulary);
+            const ValueId out = model.value(width);
+            model.step(EmbeddingStep{table, 0.25f, out});
+            model.finish(out);
+            expect_reference(model, {one_run(5)}, kFloat);
+        }
+    }
+}
+
+TEST(Steps, NormWithGroupsWeightAndResidual) {
     for (const DType dtype : {DType::F32, DType::F16, DType::BF16}) {
         for (const uint32_t group : {96u, 24u}) {
             TestModel model;
@@ -40,7 +56,19 @@ TEST(CpuSteps, NormWithGroupsWeightAndResidual) {
     }
 }
 
-TEST(CpuSteps, ElementWise) {
+// Narrow and wide groups, of whole and of broken vectors.
+TEST(Steps, NormOfAnyGroup) {
+    for (const uint32_t group : {1u, 3u, 4u, 64u, 513u, 2052u, 2049u}) {
+        TestModel model;
+        const ValueId in = model.input(2 * group), residual = model.input(2 * group);
+        const ValueId out = model.value(2 * group);
+        model.step(NormStep{in, model.weight(DType::F32, group), 1e-5f, group, residual, out});
+        model.finish(out);
+        expect_reference(model, {one_run(1), one_run(5)}, kFloat);
+    }
+}
+
+TEST(Steps, ElementWise) {
     for (const Activation activation : {Activation::silu, Activation::gelu, Activation::gelu_tanh, Activation::relu}) {
         TestModel model;
         const ValueId a = model.input(1100, 3), b = model.input(1100);
@@ -55,7 +83,7 @@ TEST(CpuSteps, ElementWise) {
     }
 }
 
-TEST(CpuSteps, LinearOfEveryKindOfWeight) {
+TEST(Steps, LinearOfEveryKindOfWeight) {
     for (const DType dtype :
          {DType::F32, DType::F16, DType::BF16, DType::Q4_0, DType::Q8_0, DType::Q4_K, DType::Q6_K}) {
         TestModel model;
@@ -68,7 +96,7 @@ TEST(CpuSteps, LinearOfEveryKindOfWeight) {
 }
 
 // As in a Q4_K_M file: queries and keys of one type, values of another, each with its own activation format.
-TEST(CpuSteps, LinearPartsOfMixedTypesWithNormAndBiases) {
+TEST(Steps, LinearPartsOfMixedTypesWithNormAndBiases) {
     TestModel model;
     LinearStep step = linear_step(model.input(256));
     step.norm = {model.weight(DType::F16, 256, 1, 1, 0.2f, 1.0f), 1e-5f, true};
@@ -95,7 +123,7 @@ TEST(CpuSteps, LinearPartsOfMixedTypesWithNormAndBiases) {
     expect_reference(model, few_and_many(), kQuantised);
 }
 
-TEST(CpuSteps, GatedLinear) {
+TEST(Steps, GatedLinear) {
     for (const DType dtype : {DType::F32, DType::Q4_K}) {
         TestModel model;
         LinearStep step = linear_step(model.input(256, 0.3f));
@@ -115,7 +143,7 @@ TEST(CpuSteps, GatedLinear) {
     }
 }
 
-TEST(CpuSteps, LinearOverManyRowsAndFewWeights) {
+TEST(Steps, LinearOverManyRowsAndFewWeights) {
     TestModel model;
     LinearStep step = linear_step(model.input(64));
     step.parts[0] = {model.whole(model.weight(DType::F32, 64, 9)), kNone, model.value(9)};
@@ -126,7 +154,7 @@ TEST(CpuSteps, LinearOverManyRowsAndFewWeights) {
     expect_reference(model, {one_run(700), one_run(257)}, kFloat, options);
 }
 
-TEST(CpuSteps, RopeOfBothPairingsAndVariants) {
+TEST(Steps, RopeOfBothPairingsAndVariants) {
     for (const RopePairing pairing : {RopePairing::normal, RopePairing::neox}) {
         for (const uint32_t dims : {16u, 12u}) {
             TestModel model;
@@ -140,7 +168,7 @@ TEST(CpuSteps, RopeOfBothPairingsAndVariants) {
     }
 }
 
-TEST(CpuSteps, RopeWithoutAnExtendedVariantKeepsTheBase) {
+TEST(Steps, RopeWithoutAnExtendedVariantKeepsTheBase) {
     TestModel model;
     const ValueId in = model.input(16), out = model.value(16);
     model.step(RopeStep{model.rope(16, RopePairing::neox), 16, in, out});
@@ -149,7 +177,7 @@ TEST(CpuSteps, RopeWithoutAnExtendedVariantKeepsTheBase) {
     expect_reference(model, {{{{0, some_tokens(7), true}}, {0, 6}}}, kFloat);
 }
 
-TEST(CpuSteps, SelectTakesTheRowsAskedFor) {
+TEST(Steps, SelectTakesTheRowsAskedFor) {
     TestModel model;
     model.finish(model.input(20));
     expect_reference(model, {{{{0, some_tokens(9)}}, {0, 3, 4, 8}}, {{{0, some_tokens(9)}}, {}}, one_run(2)}, 1e-7);
@@ -159,10 +187,10 @@ struct RouterCase {
     RouterGate gate;
     bool normalise;
 };
-class CpuRouter : public ::testing::TestWithParam<RouterCase> {};
+class Router : public ::testing::TestWithParam<RouterCase> {};
 
 // Experts with a gate, then the way down per slot, biases everywhere, and the weighted sum.
-TEST_P(CpuRouter, MixtureOfExperts) {
+TEST_P(Router, MixtureOfExperts) {
     for (const DType dtype : {DType::F32, DType::Q8_0}) {
         TestModel model;
         const uint32_t experts = 6, top_k = 3, width = 64, inner = 96;
@@ -194,13 +222,13 @@ TEST_P(CpuRouter, MixtureOfExperts) {
     }
 }
 
-INSTANTIATE_TEST_SUITE_P(Gates, CpuRouter,
+INSTANTIATE_TEST_SUITE_P(Gates, Router,
                          ::testing::Values(RouterCase{RouterGate::softmax, false},
                                            RouterCase{RouterGate::softmax, true},
                                            RouterCase{RouterGate::softmax_of_chosen, false},
                                            RouterCase{RouterGate::sigmoid, true}));
 
-TEST(CpuSteps, ExpertPartsWithoutAGate) {
+TEST(Steps, ExpertPartsWithoutAGate) {
     TestModel model;
     const ValueId in = model.input(32), logits = model.input(4);
     const ValueId ids = model.value(2), weights = model.value(2);
@@ -218,8 +246,71 @@ TEST(CpuSteps, ExpertPartsWithoutAGate) {
     expect_reference(model, few_and_many(), kFloat);
 }
 
+// Puts elements into the first rows of a table.
+void put_rows(TestModel& model, WeightId table, const std::vector<std::vector<float>>& rows) {
+    std::byte* to = model.bytes[table].data();
+    for (const std::vector<float>& row : rows) {
+        std::memcpy(to, row.data(), row.size() * sizeof(float));
+        to += row.size() * sizeof(float);
+    }
+}
+
+// Nothing overflows to a NaN, and small results keep their digits.
+TEST(Steps, ActivationsOfExtremeInputs) {
+    const std::vector<float> gates{0.0f,  -0.0f, 1e-30f, -1e-4f, 0.3f,   -0.7f, 2.5f,  -3.0f, 6.0f,   -6.0f, 11.0f,
+                                   -9.0f, 40.0f, -40.0f, 90.0f,  -90.0f, 1e3f,  -1e3f, 1e10f, -1e10f, 3e38f, -3e38f};
+    const uint32_t width = static_cast<uint32_t>(gates.size());
+    for (const Activation activation : {Activation::silu, Activation::gelu, Activation::gelu_tanh, Activation::relu}) {
+        TestModel model;
+        const ValueId gate = model.input(width), one = model.input(width), out = model.value(width);
+        put_rows(model, 0, {gates});
+        put_rows(model, 1, {std::vector<float>(width, 1.0f)});
+        model.step(GatedActivationStep{activation, gate, one, out});
+        model.finish(out);
+        Session session(model, {});
+        const std::vector<float> got = session.forward({{0, {0}}}, {0});
+        for (size_t i = 0; i < width; ++i) {
+            const double wanted = detail::activate(activation, static_cast<double>(gates[i]));
+            // Far tails may be flushed, or be bounded away from 0, where the input is immense.
+            const double slack = 1e-30 + 1e-37 * std::abs(static_cast<double>(gates[i]));
+            EXPECT_NEAR(got[i], wanted, 3e-6 * std::abs(wanted) + slack)
+                << "activation " << static_cast<int>(activation) << " of " << gates[i];
+        }
+    }
+}
+
+TEST(Steps, SoftcapOfExtremeInputs) {
+    const std::vector<float> values{0.0f, 1e-6f, -0.2f, 0.59f, -0.61f, 3.0f, -8.0f, 50.0f, -1e4f, 3e38f, -3e38f};
+    for (const float cap : {1.0f, 30.0f}) {
+        TestModel model;
+        const ValueId in = model.input(static_cast<uint32_t>(values.size()));
+        const ValueId out = model.value(static_cast<uint32_t>(values.size()));
+        put_rows(model, 0, {values});
+        model.step(UnaryStep{UnaryOp::softcap, cap, in, out});
+        model.finish(out);
+        Session session(model, {});
+        const std::vector<float> got = session.forward({{0, {0}}}, {0});
+        for (size_t i = 0; i < values.size(); ++i) {
+            const double c = static_cast<double>(cap), wanted = c * std::tanh(static_cast<double>(values[i]) / c);
+            EXPECT_NEAR(got[i], wanted, 1e-6 * std::abs(wanted)) << values[i];
+        }
+    }
+}
+
+TEST(Steps, RoutingOverManyExperts) {
+    for (const uint32_t experts : {33u, 1000u}) {
+        for (const uint32_t top_k : {1u, 8u, 33u}) {
+            TestModel model;
+            const ValueId logits = model.input(experts, 3.0f), ids = model.value(top_k), weights = model.value(top_k);
+            model.step(RouteStep{logits, RouterGate::softmax, top_k, true, 2.0f, ids, weights});
+            model.finish(weights);
+            expect_reference(model, {one_run(1), one_run(9)}, kFloat);
+        }
+    }
+}
+
 // Equal logits go to the lowest ids; NaNs and infinities still give distinct ids within range and finite weights.
-TEST(CpuSteps, RoutingOfTiesAndNonFiniteLogits) {
+TEST(Steps, RoutingOfTiesAndNonFiniteLogits) {
     const float inf = INFINITY, nan = NAN;
     const std::vector<std::vector<float>> rows{
         {1, 1, 1, 1}, {nan, 2, nan, 2}, {nan, nan, nan, nan}, {inf, -inf, inf, 0}, {-inf, -inf, -inf, -inf}};
@@ -227,7 +318,7 @@ TEST(CpuSteps, RoutingOfTiesAndNonFiniteLogits) {
     for (const RouterGate gate : {RouterGate::softmax, RouterGate::softmax_of_chosen, RouterGate::sigmoid}) {
         TestModel model;
         const ValueId logits = model.input(4), ids = model.value(3), weights = model.value(3);
-        for (size_t i = 0; i < rows.size(); ++i) std::memcpy(model.bytes[0].data() + i * 16, rows[i].data(), 16);
+        put_rows(model, 0, rows);
         model.step(RouteStep{logits, gate, 3, true, 1.0f, ids, weights});
         // Expert e adds e to the logits of its slot, so the logits are the ids, and then the weights.
         ExpertLinearStep step{};

@@ -1,0 +1,12 @@
+#pragma once
+
+#include <memory>
+
+#include "backend/metal/ops/operation.h"
+#include "backend/metal/ops/preparation.h"
+
+namespace metallic::metal {
+
+std::unique_ptr<Operation> prepare(const AttentionStep& step, Preparation& preparation);
+
+}  // namespace metallic::metal

@@ -1,0 +1,233 @@
+#include <gtest/gtest.h>
+
+#include <thread>
+
+#include "core/error.h"
+#include "small_model.h"
+
+// What every backend holds to, on the device under test.
+namespace metallic::testing {
+namespace {
+
+// ---- heaps and copies -------------------------------------------------------------------------------------------
+
+TEST(Backend, IsTheDeviceAskedFor) {
+    EXPECT_EQ(create_backend({test_device(), 1})->device().backend, test_device());
+}
+
+TEST(Backend, HeapsAreZeroedAndAligned) {
+    const auto backend = create_backend({test_device(), 1});
+    for (const uint64_t bytes : {uint64_t{1}, uint64_t{100000}, uint64_t{9} << 20}) {
+        const auto heap = backend->create_heap(bytes, Storage::shared, "test");
+        EXPECT_EQ(heap->bytes(), bytes);
+        EXPECT_EQ(heap->address() % 64, 0u);
+        EXPECT_TRUE(std::all_of(heap->host(), heap->host() + bytes, [](std::byte b) { return b == std::byte{0}; }));
+        heap->host()[bytes - 1] = std::byte{1};
+    }
+    EXPECT_EQ(backend->create_heap(64, Storage::exclusive, "test")->host(), nullptr);
+    EXPECT_THROW(backend->create_heap(64, Storage::mapped, "test"), Error);
+}
+
+TEST(Backend, ExclusiveHeapsAreZeroedToo) {
+    const auto backend = create_backend({test_device(), 1});
+    const auto heap = backend->create_heap(5000, Storage::exclusive, "test");
+    const auto seen = backend->create_heap(5000, Storage::shared, "seen");
+    std::fill_n(seen->host(), 5000, std::byte{1});
+    backend->copy({heap.get(), 0, 5000}, {seen.get(), 0, 5000});
+    EXPECT_TRUE(std::all_of(seen->host(), seen->host() + 5000, [](std::byte b) { return b == std::byte{0}; }));
+}
+
+TEST(Backend, TooLargeAHeapIsRefusedWithItsOwner) {
+    const auto backend = create_backend({test_device(), 1});
+    for (const uint64_t bytes : {~uint64_t{0}, ~uint64_t{0} - 20000, backend->device().memory_bytes + 1}) {
+        try {
+            backend->create_heap(bytes, Storage::shared, "the test");
+            FAIL() << "a heap of " << bytes << " bytes";
+        } catch (const OutOfMemory& error) {
+            EXPECT_EQ(error.needed, bytes);
+            EXPECT_LE(error.available, backend->device().memory_bytes);
+            EXPECT_EQ(error.owner, "the test");
+        }
+    }
+}
+
+TEST(Backend, CopiesBetweenHeaps) {
+    const auto backend = create_backend({test_device(), 1});
+    const std::vector<std::byte> bytes(100, std::byte{7});
+    const auto source = backend->wrap_host(bytes, nullptr, "source", HostMemory::any);
+    const auto target = backend->create_heap(200, Storage::shared, "target");
+    EXPECT_EQ(source->storage(), Storage::mapped);
+    backend->copy({source.get(), 10, 20}, {target.get(), 50, 20});
+    for (uint64_t i = 0; i < 200; ++i)
+        EXPECT_EQ(target->host()[i], std::byte{i >= 50 && i < 70 ? uint8_t{7} : uint8_t{0}});
+    EXPECT_THROW(backend->copy({source.get(), 90, 20}, {target.get(), 0, 20}), Error);
+    EXPECT_THROW(backend->copy({source.get(), 0, 20}, {target.get(), 190, 20}), Error);
+    EXPECT_THROW(backend->copy({source.get(), 0, 20}, {target.get(), ~uint64_t{0}, 20}), Error);
+    EXPECT_THROW(backend->copy({source.get(), 0, 20}, {target.get(), 0, 10}), Error);
+    EXPECT_THROW(backend->copy({target.get(), 0, 20}, {source.get(), 0, 20}), Error);
+    EXPECT_THROW(backend->copy({nullptr, 0, 0}, {target.get(), 0, 0}), Error);
+}
+
+// ---- submissions ------------------------------------------------------------------------------------------------
+
+TEST(Backend, RefusesBatchesThatThePlanCannotServe) {
+    const TestModel model = small_model();
+    Session::Options options;
+    options.max_tokens = 40, options.max_outputs = 4, options.threads = 2;
+    Session session(model, options);
+    const std::vector<RunSpec> specs{{0, some_tokens(33, 1)}, {1, some_tokens(2, 2)}};
+    const std::vector<uint32_t> outputs{0, 32, 34};
+    int refused = 0;
+    const auto refuses = [&](const char* what, const auto& spoil) {
+        Batch batch = session.prepare(specs, outputs);
+        spoil(batch);
+        EXPECT_THROW(session.submit(batch), RequestError) << what;
+        ++refused;
+    };
+    const std::vector<int32_t> many(41, 0);
+    const std::vector<uint32_t> five{0, 1, 2, 3, 4}, descending{3, 2}, twice{3, 3}, outside{35};
+    refuses("no tokens", [](Batch& b) { b.tokens = {}, b.runs = {}, b.tables = {}, b.output_rows = {}; });
+    refuses("too many tokens", [&](Batch& b) { b.tokens = many; });
+    refuses("too many outputs", [&](Batch& b) { b.output_rows = five; });
+    refuses("descending outputs", [&](Batch& b) { b.output_rows = descending; });
+    refuses("an output twice", [&](Batch& b) { b.output_rows = twice; });
+    refuses("an output outside", [&](Batch& b) { b.output_rows = outside; });
+    refuses("no logits", [&](Batch& b) { b.logits = nullptr; });
+    refuses("a negative token", [&](Batch&) { session.tokens[3] = -1; });
+    refuses("a token too large", [&](Batch&) { session.tokens[34] = TestModel::kVocabulary; });
+    refuses("an uncovered token", [&](Batch&) { session.runs[1].length = 1; });
+    refuses("a gap between runs", [&](Batch&) { session.runs[0].length = 32; });
+    refuses("overlapping runs", [&](Batch&) { session.runs[1].first_row = 32; });
+    refuses("a run too long", [&](Batch&) { session.runs[1].length = ~0u; });
+    refuses("an empty run", [&](Batch&) { session.runs[0].length = 0; });
+    refuses("an overflowing position", [&](Batch&) { session.runs[1].position = ~0u; });
+    refuses("a missing table", [&](Batch& b) { b.tables = b.tables.subspan(1); });
+    refuses("a table too short", [&](Batch&) { session.tables[0].count = 1; });
+    refuses("a table that starts late", [&](Batch&) { session.tables[0].first_page = 1; });
+    refuses("a missing page", [&](Batch&) { const_cast<uint64_t*>(session.tables[3].pages)[0] = 0; });
+    EXPECT_EQ(refused, 19);
+    // The plan still serves: the reference has seen nothing of all this.
+    Session fresh(model, options);
+    const BatchSpec good{{{5, some_tokens(33, 1)}}, {32}};
+    EXPECT_TRUE(same_bits(session.forward(good.runs, good.outputs), fresh.forward(good.runs, good.outputs)));
+}
+
+TEST(Backend, SubmissionsFromSeveralThreadsTakeTurns) {
+    const TestModel model = small_model();
+    Session::Options options;
+    options.threads = 2;
+    Session session(model, options);
+    const BatchSpec spec = one_run(30);
+    const std::vector<float> wanted = Session(model, options).forward(spec.runs, spec.outputs);
+    const Batch batch = session.prepare(spec.runs, spec.outputs);
+    std::vector<std::vector<float>> logits(3, std::vector<float>(wanted.size()));
+    std::vector<std::thread> callers;
+    for (auto& own : logits) {
+        callers.emplace_back([&] {
+            Batch mine = batch;
+            mine.logits = own.data();
+            for (int i = 0; i < 20; ++i) session.submit(mine);
+        });
+    }
+    for (std::thread& caller : callers) caller.join();
+    for (const auto& own : logits) EXPECT_TRUE(same_bits(own, wanted));
+}
+
+TEST(Backend, TicketsOfOthersAreRefused) {
+    const auto backend = create_backend({test_device(), 1});
+    EXPECT_THROW(backend->wait(0), Error);
+    EXPECT_THROW(backend->wait(1), Error);
+    const TestModel model = small_model();
+    Session session(model, {});
+    session.forward(one_run(2).runs, {0});
+    EXPECT_NO_THROW(session.backend->wait(1));
+    EXPECT_THROW(session.backend->wait(2), Error);
+}
+
+// ---- compilation ------------------------------------------------------------------------------------------------
+
+template <typename Step>
+Step& step_of(TestModel& model) {
+    for (metallic::Step& step : model.program.steps) {
+        if (auto* found = std::get_if<Step>(&step.op)) return *found;
+    }
+    throw std::logic_error("no such step");
+}
+
+TEST(Backend, RefusesProgramsThatDoNotFitTheirInputs) {
+    int refused = 0;
+    const auto refuses = [&](const char* what, const auto& spoil) {
+        TestModel model = small_model();
+        LinearStep linear{};
+        linear.in = std::get<SelectStep>(model.program.steps.back().op).in;
+        model.program.steps.pop_back();
+        linear.parts[0] = {model.whole(model.weight(DType::F32, 32, 32)), model.weight(DType::F32, 32),
+                           model.value(32)};
+        model.step(linear);
+        model.finish(linear.parts[0].out);
+        spoil(model);
+        EXPECT_THROW(Session(model, {}), Error) << what;
+        ++refused;
+    };
+    refuses("a short buffer", [](TestModel& m) { m.bytes[0].resize(m.bytes[0].size() - 4); });
+    refuses("an overflowing weight", [](TestModel& m) { m.program.weights[0].rows = uint64_t{1} << 62; });
+    refuses("no whole blocks", [](TestModel& m) { m.program.weights[0].dtype = DType::Q4_K; });
+    refuses("no such weight", [](TestModel& m) { step_of<EmbeddingStep>(m).weight = 99; });
+    refuses("no such value", [](TestModel& m) { step_of<AttentionStep>(m).q = 1000; });
+    refuses("a wrong width", [](TestModel& m) { m.program.values[step_of<LinearStep>(m).parts[0].out].width = 31; });
+    refuses("rows outside", [](TestModel& m) { step_of<LinearStep>(m).parts[0].weight.first = 1; });
+    refuses("a bias too short",
+            [](TestModel& m) { m.program.weights[step_of<LinearStep>(m).parts[0].bias].cols = 31; });
+    refuses("a quantised bias",
+            [](TestModel& m) { m.program.weights[step_of<LinearStep>(m).parts[0].bias].dtype = DType::Q8_0; });
+    refuses("too many parts", [](TestModel& m) { step_of<LinearStep>(m).part_count = 5; });
+    refuses("a part without output", [](TestModel& m) { step_of<LinearStep>(m).parts[0].out = kNone; });
+    refuses("gated, one part", [](TestModel& m) { step_of<LinearStep>(m).gated = true; });
+    refuses("no such cache group", [](TestModel& m) { step_of<AttentionStep>(m).group = 2; });
+    refuses("no such layer", [](TestModel& m) { step_of<KvWriteStep>(m).layer = 1; });
+    refuses("a wrong head count", [](TestModel& m) { step_of<AttentionStep>(m).heads = 3; });
+    refuses("no such rotary table", [](TestModel& m) { step_of<KvWriteStep>(m).rope = 0; });
+    refuses("queries without output", [](TestModel& m) { step_of<KvWriteStep>(m).q = 0; });
+    refuses("logits of tokens", [](TestModel& m) { m.program.logits = 0; });
+    refuses("no logits", [](TestModel& m) { m.program.logits = kNone; });
+    EXPECT_EQ(refused, 19);
+}
+
+TEST(Backend, RefusesAnOutputUponAnInput) {
+    TestModel model;
+    LinearStep linear{};
+    linear.in = model.input(32);
+    linear.parts[0] = {model.whole(model.weight(DType::F32, 32, 32)), kNone, model.value(32)};
+    model.step(linear);
+    model.finish(linear.parts[0].out);
+    Session session(model, {});
+    std::vector<BufferView> weights;
+    std::vector<std::shared_ptr<Heap>> heaps;
+    for (const auto& bytes : model.bytes) {
+        heaps.push_back(session.backend->wrap_host(bytes, nullptr, "weight", HostMemory::any));
+        weights.push_back({heaps.back().get(), 0, bytes.size()});
+    }
+    heaps.push_back(session.backend->create_heap(4096, Storage::shared, "arena"));
+    CompileInputs inputs;
+    inputs.program = &model.program;
+    inputs.weights = weights;
+    inputs.arena = {heaps.back().get(), 0, 4096};
+    inputs.max_tokens = inputs.max_outputs = 2;
+    inputs.arena_layout = {{0, 256, 0}, 4096};
+    EXPECT_NO_THROW(session.backend->compile(inputs));
+    inputs.arena_layout.offsets[1] = 252;
+    EXPECT_THROW(session.backend->compile(inputs), Error);
+    inputs.arena_layout.offsets[1] = 4096 - 252;
+    EXPECT_THROW(session.backend->compile(inputs), Error) << "beyond the arena";
+    inputs.arena_layout.offsets.pop_back();
+    EXPECT_THROW(session.backend->compile(inputs), Error) << "a layout of other values";
+}
+
+TEST(Backend, RefusesACacheTypeWithoutKernels) {
+    Session::Options options;
+    options.kv = DType::Q4_0;
+    EXPECT_THROW(Session(small_model(), options), UnsupportedModelError);
+}
+
+}  // namespace
+}  // namespace metallic::testing
