@@ -59,7 +59,8 @@ target_sources(metallic_core PRIVATE ${METALLIC_METAL_SOURCES}
 target_include_directories(metallic_core PUBLIC shaders)
 target_compile_definitions(metallic_core PRIVATE METALLIC_METAL=1)
 if(APPLE)
-    target_link_libraries(metallic_core PUBLIC "-framework Metal" "-framework Foundation")
+    # Without Core Graphics a command-line program has no default device (Apple: MTLCreateSystemDefaultDevice).
+    target_link_libraries(metallic_core PUBLIC "-framework Metal" "-framework Foundation" "-framework CoreGraphics")
 else()
     add_subdirectory(tests/metalsim)
     target_link_libraries(metallic_core PUBLIC metalsim)
