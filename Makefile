@@ -42,7 +42,7 @@ python-tests: install
 
 # Once more on the Metal backend, what does not depend on the device. On a Mac the installed package has it.
 metal-tests: cpp-tests install
-	PYTHONPATH=$(if $(filter ON,$(METALSIM)),$(abspath $(NATIVE))/site) $(PYTHON) -m pytest --device metal
+	PYTHONPATH=$(if $(filter ON,$(METALSIM)),$(abspath $(NATIVE))/site) $(PYTHON) -m pytest --device=metal tests/python
 
 lint: setup $(NATIVE)/CMakeCache.txt
 	$(VENV)/bin/ruff check .
