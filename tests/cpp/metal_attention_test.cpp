@@ -4,11 +4,8 @@
 #include <limits>
 
 #include "backend/metal/ops/attention_schedule.h"
+#include "metal_checks.h"
 #include "reference_check.h"
-
-#if __has_include("metalsim/control.h")
-#include "metalsim/control.h"
-#endif
 
 // Attention, cache writes and rotation on the Metal backend: queries, keys and values straight from tables, so that
 // nothing but these steps is measured, against a forward in double precision.
@@ -119,28 +116,6 @@ std::vector<std::vector<RunSpec>> conversation(uint32_t prompt) {
 }
 
 constexpr DType kTypes[] = {DType::F16, DType::BF16, DType::F32, DType::Q8_0};
-
-#if __has_include("metalsim/control.h")
-// Whether every access of every kernel is checked; small shapes only.
-class Checks {
-  public:
-    explicit Checks(bool on) : before_(metalsim::mode()) {
-        metalsim::set_mode(on ? metalsim::Mode::checked : metalsim::Mode::host);
-    }
-    ~Checks() {
-        metalsim::set_mode(before_);
-        for (const metalsim::Report& report : metalsim::take_reports()) ADD_FAILURE() << report.text();
-    }
-
-  private:
-    metalsim::Mode before_;
-};
-#else
-struct Checks {
-    explicit Checks(bool) {}
-    ~Checks() {}
-};
-#endif
 
 class MetalAttention : public ::testing::TestWithParam<uint32_t> {};
 
