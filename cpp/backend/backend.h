@@ -129,6 +129,8 @@ class Backend {
     virtual void copy(BufferView from, BufferView to) = 0;
     // The same from host memory, whatever it is made of.
     virtual void upload(std::span<const std::byte> from, BufferView to) = 0;
+    // And to host memory.
+    virtual void download(BufferView from, std::span<std::byte> to) = 0;
     // Throws DeviceError, naming `owner` and the scope that uses the range, when a submission in flight still does.
     // Only where the backend keeps a ledger of what its submissions borrow: in debug builds, or with METALLIC_LEDGER=1.
     virtual void check_idle(const BufferView& range, std::string_view owner) const = 0;

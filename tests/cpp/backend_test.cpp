@@ -68,6 +68,20 @@ TEST(Backend, CopiesBetweenHeaps) {
     EXPECT_THROW(backend->copy({nullptr, 0, 0}, {target.get(), 0, 0}), Error);
 }
 
+TEST(Backend, BytesComeBackAsTheyWereSent) {
+    const auto backend = create_backend({test_device(), 1});
+    std::vector<std::byte> sent(70001), got(70001);
+    for (size_t i = 0; i < sent.size(); ++i) sent[i] = static_cast<std::byte>(i * 37 >> 3);
+    for (const Storage storage : {Storage::shared, Storage::exclusive}) {
+        const auto heap = backend->create_heap(80000, storage, "test");
+        backend->upload(sent, {heap.get(), 3, sent.size()});
+        backend->download({heap.get(), 3, got.size()}, got);
+        EXPECT_EQ(sent, got);
+        EXPECT_THROW(backend->download({heap.get(), 3, 4}, got), Error);
+        EXPECT_THROW(backend->download({heap.get(), 79999, got.size()}, got), Error);
+    }
+}
+
 // ---- submissions ------------------------------------------------------------------------------------------------
 
 TEST(Backend, RefusesBatchesThatThePlanCannotServe) {

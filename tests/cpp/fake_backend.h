@@ -34,6 +34,7 @@ class FakeBackend final : public Backend {
     void upload(std::span<const std::byte> from, BufferView to) override {
         std::memcpy(to.host(), from.data(), from.size());
     }
+    void download(BufferView from, std::span<std::byte> to) override { std::memcpy(to.data(), from.host(), to.size()); }
     void check_idle(const BufferView&, std::string_view) const override {}
     std::unique_ptr<Plan> compile(const CompileInputs&) override { return nullptr; }
     Ticket submit(Plan&, const Batch&) override { return 0; }

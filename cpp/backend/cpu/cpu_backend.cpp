@@ -69,6 +69,12 @@ class CpuBackend final : public Backend {
         if (!from.empty()) std::memmove(reinterpret_cast<void*>(to.address()), from.data(), from.size());
     }
 
+    void download(BufferView from, std::span<std::byte> to) override {
+        check_view(from, "source");
+        if (to.size() != from.bytes) throw Error("copy: source and target differ in size");
+        if (!to.empty()) std::memmove(to.data(), reinterpret_cast<const void*>(from.address()), to.size());
+    }
+
     // Nothing is in flight once submit has returned.
     void check_idle(const BufferView&, std::string_view) const override {}
 

@@ -48,6 +48,12 @@ class MetalBackend final : public Backend {
         transfers_.upload(from, to);
     }
 
+    void download(BufferView from, std::span<std::byte> to) override {
+        const AutoreleasePool pool;
+        context_->check_usable("metal/download");
+        transfers_.download(from, to);
+    }
+
     void check_idle(const BufferView& range, std::string_view owner) const override {
         if (!range.heap || !context_->ledger().kept()) return;
         context_->ledger().check(range.address(), range.address() + range.bytes, owner);
