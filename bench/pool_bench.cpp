@@ -32,7 +32,7 @@ const KvLayout kLayout = KvLayout::of({0, 8, 64, 16}, DType::F16);
 void take_and_give_a_page(benchmark::State& state) {
     auto backend = std::make_shared<test::FakeBackend>();
     Pool pool(backend, 0);
-    PageStore store(pool, kLayout, "kv");
+    PageStore store(pool, *backend, kLayout, "kv");
     std::vector<uint64_t> held;
     for (int i = 0; i < 63; ++i) held.push_back(store.take());
     for (auto _ : state) {
@@ -49,12 +49,13 @@ void append_a_token(benchmark::State& state) {
     auto backend = std::make_shared<test::FakeBackend>();
     Pool pool(backend, 0);
     const KvLayout small = KvLayout::of({0, 1, 32, 1}, DType::F16);
-    PageStore full(pool, small, "kv"), windowed(pool, small, "kv");
-    Sequence sequence(*backend, {&full, &windowed}, {0, 1024});
+    PageStore full(pool, *backend, small, "kv"), windowed(pool, *backend, small, "kv");
+    Sequence sequence({&full, &windowed}, {0, 1024});
+    const int32_t token[] = {7};
     for (auto _ : state) {
         const uint32_t length = sequence.length() + 1;
         sequence.reserve(length);
-        sequence.commit(length);
+        sequence.commit(1, token);
         if (length == 100000) sequence.clear();
     }
 }

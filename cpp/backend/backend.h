@@ -33,6 +33,7 @@ struct DeviceInfo {
     bool half_arithmetic = false;
     bool bfloat16_arithmetic = false;
     bool matrix_units = false;
+    bool deterministic = false;  // a token's values do not depend on what else is in its batch
     uint32_t threads = 1;
     uint64_t memory_bytes = 0;  // recommended working set
     uint64_t max_buffer_bytes = 0;

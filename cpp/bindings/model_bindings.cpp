@@ -29,6 +29,9 @@ class SequenceHandle {
         : model_(std::move(model)), sequence_(std::move(sequence)) {}
 
     void close() { sequence_.reset(); }
+    void leave() {
+        if (sequence_) model_->leave(*sequence_);
+    }
     const std::shared_ptr<Sequence>& get() const {
         if (!sequence_) throw RequestError("the sequence is closed");
         return sequence_;
@@ -77,7 +80,7 @@ std::function<bool()> interruption() {
 
 nb::dict memory_dict(const Model& model) {
     const PoolStatistics use = model.memory();
-    const std::vector<Model::GroupUse> kv_use = model.kv_use();
+    const Model::KvUse kv_use = model.kv_use();
     nb::dict tags;
     for (int i = 0; i < kTags; ++i) {
         nb::dict tag;
@@ -87,7 +90,7 @@ nb::dict memory_dict(const Model& model) {
         tags[tag_name(static_cast<Tag>(i))] = tag;
     }
     nb::list groups;
-    for (const Model::GroupUse& group : kv_use) {
+    for (const Model::GroupUse& group : kv_use.groups) {
         nb::dict entry;
         entry["window"] = group.window;
         entry["layers"] = group.layers;
@@ -105,6 +108,26 @@ nb::dict memory_dict(const Model& model) {
     result["free_bytes"] = use.free_bytes;
     result["fragmentation"] = use.fragmentation();
     result["budget"] = use.budget;
+    result["capacity"] = kv_use.capacity;
+    result["saved_bytes"] = kv_use.saved_bytes;
+    result["pages_copied"] = kv_use.pages_copied;
+    nb::dict actions;
+    for (int i = 0; i < kMemoryActions; ++i) {
+        const MemoryLog::Count count = model.memory_log().count(static_cast<MemoryAction>(i));
+        if (count.events) {
+            actions[memory_action_name(static_cast<MemoryAction>(i))] = nb::make_tuple(count.events, count.bytes);
+        }
+    }
+    result["actions"] = actions;
+    return result;
+}
+
+nb::list memory_events(const Model& model) {
+    nb::list result;
+    for (const MemoryEvent& event : model.memory_log().events()) {
+        result.append(nb::make_tuple(event.time_ns, memory_action_name(event.action), event.bytes, event.scope,
+                                     event.reason));
+    }
     return result;
 }
 
@@ -135,7 +158,7 @@ nb::list event_list(Model& model) {
 std::shared_ptr<Model> make_model(std::shared_ptr<ModelFile> file, const Program& program, uint32_t context_length,
                                   const std::string& device, uint32_t threads, const std::string& kv_type,
                                   uint32_t batch_tokens, uint64_t memory_budget, const std::string& weights,
-                                  const std::string& precision) {
+                                  const std::string& precision, const std::string& eviction) {
     const DTypeInfo* kv = find_dtype(std::string_view(kv_type));
     if (!kv) throw RequestError("no such type for keys and values: " + kv_type);
     if (weights != "mapped" && weights != "private") {
@@ -148,6 +171,14 @@ std::shared_ptr<Model> make_model(std::shared_ptr<ModelFile> file, const Program
     options.batch_tokens = batch_tokens;
     options.memory_budget = memory_budget;
     options.precision = parse_precision(precision);
+    if (eviction == "save") {
+        options.eviction = Eviction::save;
+    } else if (eviction == "recompute") {
+        options.eviction = Eviction::recompute;
+    } else if (eviction != "auto") {
+        throw RequestError("evicted pages are saved (\"save\") or computed again (\"recompute\"), not \"" + eviction +
+                           "\"");
+    }
     const nb::gil_scoped_release release;
     std::shared_ptr<Backend> backend = create_backend({device, threads});
     return std::make_shared<Model>(std::move(file), std::move(backend), program, options);
@@ -180,6 +211,15 @@ void forward(Model& model, const std::vector<SequenceHandle*>& sequences, const 
     held.clear();
 }
 
+void enter(SequenceHandle& handle, uint64_t tokens) {
+    const std::shared_ptr<Sequence> sequence = handle.get();
+    const std::shared_ptr<Model> model = handle.model();
+    const std::function<bool()> interrupted = interruption();
+    const RunningPass running;
+    const nb::gil_scoped_release release;
+    model->enter(*sequence, tokens, interrupted);
+}
+
 }  // namespace
 
 void bind_model(nb::module_& m) {
@@ -194,13 +234,25 @@ void bind_model(nb::module_& m) {
         .def(
             "fork", [](const SequenceHandle& s) { return SequenceHandle(s.model(), s.model()->fork(*s.get())); },
             "A second sequence that shares this one's pages.")
+        .def_prop_ro("cached", [](const SequenceHandle& s) { return s.get()->cached(); },
+                     "Tokens whose keys and values there are: fewer than `length` where they were dropped.")
+        .def(
+            "reserve", [](SequenceHandle& s, uint32_t length) { s.model()->reserve(*s.get(), length); },
+            nb::arg("length"), "Takes the pages for `length` tokens now. Raises OutOfMemory.")
+        .def(
+            "evict", [](SequenceHandle& s) { return s.model()->evict(*s.get()); },
+            "Gives the pages up, as under pressure; they are back when it is run. Returns the bytes.")
+        .def("enter", &enter, nb::arg("tokens"),
+             "Waits for the memory of a generation up to `tokens`, and claims it. Releases the GIL; Ctrl-C is obeyed. "
+             "Raises OutOfMemory where it can never be had.")
+        .def("leave", &SequenceHandle::leave, "Gives the claim back.")
         .def("close", &SequenceHandle::close, "Gives the pages back; the sequence is unusable then.");
 
     nb::class_<Model>(m, "Model", "A compiled model with its weights and pages.")
         .def(nb::new_(&make_model), nb::arg("file"), nb::arg("program"), nb::arg("context_length"),
              nb::arg("device") = "auto", nb::arg("threads") = 0, nb::arg("kv_type") = "F16",
              nb::arg("batch_tokens") = 512, nb::arg("memory_budget") = 0, nb::arg("weights") = "mapped",
-             nb::arg("precision") = "auto")
+             nb::arg("precision") = "auto", nb::arg("eviction") = "auto")
         .def("create_sequence",
              [](const std::shared_ptr<Model>& model) { return SequenceHandle(model, model->create_sequence()); })
         .def("forward", &forward, nb::arg("sequences"), nb::arg("tokens"), nb::arg("logit_modes"), nb::arg("extended"),
@@ -236,6 +288,11 @@ void bind_model(nb::module_& m) {
             },
             nb::sig("def plan(self) -> list[tuple[str, str]]"), "(operation, scope) of each planned step.")
         .def("memory", &memory_dict, nb::sig("def memory(self) -> dict[str, object]"))
+        .def("memory_events", &memory_events,
+             nb::sig("def memory_events(self) -> list[tuple[int, str, int, str, str]]"),
+             "The newest: (monotonic ns, action, bytes, scope, reason).")
+        .def("compact", &Model::compact, nb::call_guard<nb::gil_scoped_release>(),
+             "Moves pages together, so that heaps that become empty go back to the system. Returns the bytes moved.")
         .def(
             "set_tracing", [](Model& model, bool on) { model.events().set_enabled(on); }, nb::arg("on"))
         .def("events", &event_list, nb::sig("def events(self) -> list[tuple[int, int, int, str, int, int]]"),

@@ -53,6 +53,8 @@ class Allocation {
     DType dtype() const noexcept { return dtype_; }
     uint64_t elements() const noexcept { return elements_; }
     Tag tag() const noexcept { return tag_; }
+    // Which heap it is a part of.
+    uint64_t heap_id() const noexcept { return heap_; }
 
   private:
     friend class Pool;

@@ -20,6 +20,8 @@ bool is_kv_dtype(DType dtype) {
     return dtype == DType::F32 || dtype == DType::F16 || dtype == DType::BF16 || dtype == DType::Q8_0;
 }
 
+constexpr std::chrono::milliseconds kBalancePeriod{100};
+
 void check_idle(const Sequence& sequence) {
     if (sequence.busy) throw RequestError("the sequence is in use by a forward pass");
 }
@@ -30,14 +32,20 @@ void check_idle(const Sequence& sequence) {
 class Model::Hold {
   public:
     Hold(Model& model, std::span<const RunRequest> runs) : model_(model), runs_(runs) {
-        const std::lock_guard lock(model.pages_);
+        const std::lock_guard lock(model.cache_->mutex());
         model.check(runs);
         for (const RunRequest& run : runs) check_idle(*run.sequence);
         for (const RunRequest& run : runs) run.sequence->busy = true;
     }
     ~Hold() {
-        const std::lock_guard lock(model_.pages_);
-        for (const RunRequest& run : runs_) run.sequence->busy = false;
+        {
+            const std::lock_guard lock(model_.cache_->mutex());
+            for (const RunRequest& run : runs_) {
+                run.sequence->busy = false;
+                run.sequence->last_used_ns = now_ns();
+            }
+        }
+        model_.admission_->notify();
     }
     Hold(const Hold&) = delete;
     Hold& operator=(const Hold&) = delete;
@@ -45,6 +53,25 @@ class Model::Hold {
   private:
     Model& model_;
     std::span<const RunRequest> runs_;
+};
+
+// Until it ends, the backend may read the pages of the batch, and this thread submits.
+class Model::Flight {
+  public:
+    Flight(Model& model, const Pass& pass) : model_(model), pass_(pass) {
+        model_.submitting_ = std::this_thread::get_id();
+    }
+    ~Flight() {
+        const std::lock_guard lock(model_.cache_->mutex());
+        for (Sequence* sequence : pass_.sequences) sequence->in_flight = false;
+        model_.submitting_ = std::thread::id();
+    }
+    Flight(const Flight&) = delete;
+    Flight& operator=(const Flight&) = delete;
+
+  private:
+    Model& model_;
+    const Pass& pass_;
 };
 
 Model::Model(std::shared_ptr<const ModelFile> file, std::shared_ptr<Backend> backend, const Program& program,
@@ -63,11 +90,19 @@ Model::Model(std::shared_ptr<const ModelFile> file, std::shared_ptr<Backend> bac
                            "; F32, F16, BF16 and Q8_0 are supported");
     }
     weights_ = std::make_unique<Weights>(file_, backend_, pool_, program_, options_.weights);
+    std::vector<KvGroup> groups;
     for (size_t g = 0; g < program_.groups.size(); ++g) {
         layouts_.push_back(KvLayout::of(program_.groups[g], options_.kv_dtype));
-        stores_.push_back(std::make_unique<PageStore>(pool_, layouts_.back(), "kv/group." + std::to_string(g)));
+        groups.push_back(
+            {&pool_, backend_.get(), program_.groups[g], layouts_.back(), "kv/group." + std::to_string(g)});
     }
+    const Eviction eviction =
+        options_.eviction.value_or(device().deterministic ? Eviction::recompute : Eviction::save);
+    cache_ = std::make_unique<KvCache>(std::move(groups), options_.batch_tokens, eviction, log_);
+    admission_ = std::make_unique<Admission>(*cache_, log_);
     compile();
+    if (!options_.policy) options_.policy = std::make_shared<WatermarkPolicy>();
+    residency_ = std::make_unique<ResidencyManager>([this] { balance(); }, kBalancePeriod);
 }
 
 Model::~Model() = default;
@@ -92,37 +127,58 @@ uint64_t Model::activation_bytes(const Program& planned, uint32_t batch_tokens) 
     return layout_arena(planned, batch_tokens, max_outputs(planned, batch_tokens)).bytes;
 }
 
+// ---- sequences ------------------------------------------------------------------------------------------------------
+
 std::shared_ptr<Sequence> Model::own(std::unique_ptr<Sequence> sequence) {
     return {sequence.release(), [model = shared_from_this()](Sequence* last) {
-                const std::lock_guard lock(model->pages_);
-                delete last;
+                {
+                    const std::lock_guard lock(model->cache_->mutex());
+                    model->cache_->destroy(last);
+                }
+                model->admission_->notify();
             }};
 }
 
 std::shared_ptr<Sequence> Model::create_sequence() {
-    std::vector<PageStore*> stores;
-    std::vector<uint32_t> windows;
-    for (size_t g = 0; g < stores_.size(); ++g) {
-        stores.push_back(stores_[g].get());
-        windows.push_back(program_.groups[g].window);
+    std::unique_ptr<Sequence> sequence;
+    {
+        const std::lock_guard lock(cache_->mutex());
+        sequence = cache_->create();
     }
-    return own(std::make_unique<Sequence>(*backend_, std::move(stores), std::move(windows)));
+    return own(std::move(sequence));
 }
 
 std::shared_ptr<Sequence> Model::fork(const Sequence& sequence) {
     std::unique_ptr<Sequence> copy;
     {
-        const std::lock_guard lock(pages_);
+        const std::lock_guard lock(cache_->mutex());
         check_idle(sequence);
-        copy = sequence.fork();
+        copy = cache_->fork(sequence);
     }
     return own(std::move(copy));
 }
 
 bool Model::truncate(Sequence& sequence, uint32_t length) {
-    const std::lock_guard lock(pages_);
+    const std::lock_guard lock(cache_->mutex());
     check_idle(sequence);
     return sequence.truncate(length);
+}
+
+void Model::reserve(Sequence& sequence, uint32_t length) {
+    if (length > options_.context_length) throw RequestError("a reservation beyond the context length");
+    const std::lock_guard lock(cache_->mutex());
+    check_idle(sequence);
+    if (sequence.resident()) sequence.reserve_ahead(length);
+}
+
+uint64_t Model::evict(Sequence& sequence) {
+    const std::lock_guard lock(cache_->mutex());
+    check_idle(sequence);
+    return cache_->evict(sequence, "asked for");
+}
+
+void Model::enter(Sequence& sequence, uint64_t tokens, const std::function<bool()>& interrupted) {
+    admission_->enter(sequence, std::min<uint64_t>(tokens, options_.context_length), interrupted);
 }
 
 uint64_t Model::logit_rows(std::span<const RunRequest> runs) noexcept {
@@ -153,119 +209,205 @@ void Model::check(std::span<const RunRequest> runs) const {
     }
 }
 
-void Model::add_run(const RunRequest& request, uint32_t done, uint32_t count) {
+// ---- forward passes -------------------------------------------------------------------------------------------------
+
+// How many tokens of a request the batch still takes.
+uint32_t Model::next_tokens(const Pass& pass, size_t index) const noexcept {
+    const RunRequest& request = pass.requests[index];
+    const uint32_t room = options_.batch_tokens - static_cast<uint32_t>(tokens_.size());
+    if (const uint32_t dropped = request.sequence->length() - request.sequence->cached()) {
+        return std::min(dropped, room);
+    }
+    const uint32_t left = static_cast<uint32_t>(request.tokens.size()) - pass.progress[index].done;
+    const uint32_t outputs_left = max_outputs_ - static_cast<uint32_t>(output_rows_.size());
+    if (!request.no_logits && outputs_left == 0) return 0;
+    return std::min({left, room, request.all_logits ? outputs_left : left});
+}
+
+KvCache::Room Model::add_run(Pass& pass, size_t index, uint32_t count) {
+    const RunRequest& request = pass.requests[index];
+    Sequence& sequence = *request.sequence;
+    Progress& at = pass.progress[index];
+    const bool preempts = runs_.empty();
+    if (const auto room = cache_->prepare(sequence, count, pass.sequences, preempts); room != KvCache::Room::made) {
+        return room;
+    }
+    at.again = sequence.cached() < sequence.length();
+    at.queued = count;
+    sequence.in_flight = true;
+    if (sequence.length() == 0) sequence.rope_extended = request.rope_extended;
     const uint32_t first_row = static_cast<uint32_t>(tokens_.size());
-    const uint32_t position = request.sequence->length();
-    request.sequence->reserve(position + count);
-    runs_.push_back({first_row, count, position, request.rope_extended});
-    for (size_t g = 0; g < stores_.size(); ++g) tables_.push_back(request.sequence->table(g));
-    tokens_.insert(tokens_.end(), request.tokens.begin() + done, request.tokens.begin() + done + count);
-    if (request.no_logits) return;
-    const bool ends = done + count == request.tokens.size();
+    runs_.push_back(
+        {first_row, count, sequence.cached(), at.again ? sequence.rope_extended : request.rope_extended});
+    for (size_t g = 0; g < layouts_.size(); ++g) tables_.push_back(sequence.table(g));
+    const std::span<const int32_t> tokens = at.again ? sequence.tokens().subspan(sequence.cached(), count)
+                                                     : request.tokens.subspan(at.done, count);
+    tokens_.insert(tokens_.end(), tokens.begin(), tokens.end());
+    if (at.again || request.no_logits) return KvCache::Room::made;
+    const bool ends = at.done + count == request.tokens.size();
     for (uint32_t i = 0; i < count; ++i) {
         if (request.all_logits || (ends && i + 1 == count)) output_rows_.push_back(first_row + i);
     }
+    return KvCache::Room::made;
 }
 
-// Fills the batch with the next tokens of the requests, in order.
-void Model::fill_batch(std::span<const RunRequest> requests, std::span<Progress> progress) {
+// Fills the batch with the next tokens of the requests, in order. False when it is empty for want of memory.
+bool Model::fill_batch(Pass& pass) {
     tokens_.clear();
     runs_.clear();
     tables_.clear();
     output_rows_.clear();
-    for (size_t i = 0; i < requests.size(); ++i) {
-        progress[i].queued = 0;
-        const uint32_t left = static_cast<uint32_t>(requests[i].tokens.size()) - progress[i].done;
-        const uint32_t outputs_left = max_outputs_ - static_cast<uint32_t>(output_rows_.size());
-        uint32_t count = std::min(left, options_.batch_tokens - static_cast<uint32_t>(tokens_.size()));
-        if (!requests[i].no_logits && outputs_left == 0) count = 0;
-        if (requests[i].all_logits) count = std::min(count, outputs_left);
-        if (count == 0) continue;
-        add_run(requests[i], progress[i].done, count);
-        progress[i].queued = count;
+    for (Progress& at : pass.progress) at.queued = 0;
+    for (size_t i = 0; i < pass.requests.size() && runs_.size() < pass.most_runs; ++i) {
+        const uint32_t count = next_tokens(pass, i);
+        if (count != 0 && add_run(pass, i, count) == KvCache::Room::wait) return false;
     }
+    return true;
 }
 
 // The batch's tokens are in the pages: says so, and moves gathered logits (null: they are in place) to their rows.
-void Model::commit_batch(std::span<const RunRequest> requests, std::span<Progress> progress, const float* gathered,
-                         float* logits) {
+void Model::commit_batch(Pass& pass, const float* gathered) {
     const size_t width = vocabulary();
     size_t row = 0, run = 0;
-    for (size_t i = 0; i < requests.size(); ++i) {
-        Progress& at = progress[i];
+    for (size_t i = 0; i < pass.requests.size(); ++i) {
+        Progress& at = pass.progress[i];
         if (at.queued == 0) continue;
-        requests[i].sequence->commit(requests[i].sequence->length() + at.queued);
-        at.done += at.queued;
+        Sequence& sequence = *pass.requests[i].sequence;
+        if (at.again) {
+            sequence.commit(at.queued, {});
+            log_.record(MemoryAction::recompute, at.queued * kv_bytes_per_token(), "kv", "needed again");
+        } else {
+            sequence.commit(at.queued, pass.requests[i].tokens.subspan(at.done, at.queued));
+            at.done += at.queued;
+        }
         const uint32_t end_row = runs_[run].first_row + runs_[run].length;
         ++run;
         const size_t first = row;
         while (row < output_rows_.size() && output_rows_[row] < end_row) ++row;
-        if (gathered) std::copy_n(gathered + first * width, (row - first) * width, logits + at.result_row * width);
+        if (gathered) std::copy_n(gathered + first * width, (row - first) * width, pass.logits + at.result_row * width);
         at.result_row += row - first;
     }
 }
 
-// Runs the next batch of the requests; false when they are done.
-bool Model::submit_next(std::span<const RunRequest> requests, std::span<Progress> progress, float* logits,
-                        const std::function<bool()>& interrupted) {
-    if (submitting_ == std::this_thread::get_id()) {
-        throw RequestError("a signal handler cannot run the model whose forward pass it interrupts");
-    }
-    const std::lock_guard submission(submission_);
-    {
-        const std::lock_guard lock(pages_);
-        fill_batch(requests, progress);
-    }
-    if (tokens_.empty()) return false;
+void Model::run_batch(Pass& pass) {
     // Straight to the caller when this batch's rows follow each other there; else through a buffer.
-    const bool direct =
-        requests.size() == 1 || (requests.size() == runs_.size() && output_rows_.size() == logit_rows(requests));
-    Batch batch{tokens_, runs_, tables_, output_rows_, nullptr, interrupted};
+    const bool direct = pass.requests.size() == 1 || (pass.requests.size() == runs_.size() &&
+                                                      output_rows_.size() == logit_rows(pass.requests));
+    Batch batch{tokens_, runs_, tables_, output_rows_, nullptr, pass.interrupted};
     if (direct) {
-        batch.logits = logits + progress[0].result_row * vocabulary();
+        batch.logits = pass.logits + pass.progress[0].result_row * vocabulary();
     } else {
         gathered_.resize(output_rows_.size() * vocabulary());
         batch.logits = gathered_.data();
     }
-    submitting_ = std::this_thread::get_id();
-    try {
-        weights_->upload(interrupted);
-        backend_->wait(backend_->submit(*plan_, batch));
-    } catch (...) {
-        submitting_ = std::thread::id();
-        throw;
+    weights_->upload(pass.interrupted);
+    backend_->wait(backend_->submit(*plan_, batch));
+    const std::lock_guard lock(cache_->mutex());
+    commit_batch(pass, direct ? nullptr : gathered_.data());
+}
+
+// After a batch for which the device had no memory: whether it is worth another try, with fewer sequences at a time, or
+// with what idle ones had.
+bool Model::recover(Pass& pass) {
+    if (runs_.size() > 1) {
+        pass.most_runs = (runs_.size() + 1) / 2;
+        return true;
     }
-    submitting_ = std::thread::id();
-    const std::lock_guard lock(pages_);
-    commit_batch(requests, progress, direct ? nullptr : gathered_.data(), logits);
-    return true;
+    if (pass.relieved) return false;
+    pass.relieved = true;
+    const std::lock_guard lock(cache_->mutex());
+    return cache_->evict_idle(~uint64_t{0}, "the device is out of memory") != 0;
+}
+
+// Runs the next batch of the pass.
+Model::Turn Model::submit_next(Pass& pass) {
+    if (submitting_ == std::this_thread::get_id()) {
+        throw RequestError("a signal handler cannot run the model whose forward pass it interrupts");
+    }
+    const std::lock_guard submission(submission_);
+    const Flight flight(*this, pass);
+    {
+        const std::lock_guard lock(cache_->mutex());
+        if (!fill_batch(pass)) return Turn::wait;
+    }
+    if (tokens_.empty()) return Turn::done;
+    try {
+        run_batch(pass);
+    } catch (const OutOfMemory&) {
+        if (!recover(pass)) throw;
+    }
+    last_run_ns_ = now_ns();
+    return Turn::ran;
 }
 
 void Model::forward(std::span<const RunRequest> requests, float* logits, const std::function<bool()>& interrupted) {
     const Hold hold(*this, requests);
-    std::vector<Progress> progress(requests.size());
+    Pass pass{requests, std::vector<Progress>(requests.size()), {}, logits, interrupted, requests.size()};
+    for (const RunRequest& request : requests) pass.sequences.push_back(request.sequence);
     for (size_t i = 1; i < requests.size(); ++i) {
-        progress[i].result_row = progress[i - 1].result_row + logit_rows(requests.subspan(i - 1, 1));
+        pass.progress[i].result_row = pass.progress[i - 1].result_row + logit_rows(requests.subspan(i - 1, 1));
     }
-    while (submit_next(requests, progress, logits, interrupted)) {
+    for (;;) {
+        const Turn turn = submit_next(pass);
+        if (turn == Turn::done) return;
+        if (turn == Turn::wait) admission_->wait_for_room(interrupted);
     }
 }
 
-std::vector<Model::GroupUse> Model::kv_use() const {
-    const std::lock_guard lock(pages_);
-    std::vector<GroupUse> result;
-    result.reserve(stores_.size());
-    for (size_t g = 0; g < stores_.size(); ++g) {
-        result.push_back({program_.groups[g].window, program_.groups[g].layers, layouts_[g].page_bytes,
-                          stores_[g]->pages_in_use(), stores_[g]->pages_held()});
+// ---- memory ---------------------------------------------------------------------------------------------------------
+
+Model::KvUse Model::kv_use() const {
+    const std::lock_guard lock(cache_->mutex());
+    KvUse use;
+    use.groups.reserve(layouts_.size());
+    for (size_t g = 0; g < layouts_.size(); ++g) {
+        const PageStore& store = cache_->store(g);
+        use.groups.push_back({program_.groups[g].window, program_.groups[g].layers, layouts_[g].page_bytes,
+                              store.pages_in_use(), store.pages_held()});
     }
-    return result;
+    use.saved_bytes = cache_->saved_bytes();
+    use.pages_copied = cache_->pages_copied();
+    use.capacity = cache_->capacity();
+    return use;
 }
 
 uint64_t Model::kv_bytes_per_token() const noexcept {
     uint64_t bytes = 0;
     for (const KvLayout& layout : layouts_) bytes += layout.page_bytes / kPageTokens;
     return bytes;
+}
+
+uint64_t Model::compact() {
+    const std::lock_guard submission(submission_);
+    const std::lock_guard lock(cache_->mutex());
+    return cache_->compact("asked for");
+}
+
+// Called by the residency manager's thread.
+void Model::balance() {
+    MemoryState state;
+    const PoolStatistics use = pool_.statistics();
+    state.limit = use.budget ? use.budget : device().memory_bytes;
+    state.heap_bytes = use.heap_bytes;
+    for (const KvGroup& group : cache_->groups()) {
+        const size_t g = static_cast<size_t>(&group - cache_->groups().data());
+        const std::lock_guard lock(cache_->mutex());
+        state.kv_in_use += cache_->store(g).pages_in_use() * group.layout.page_bytes;
+        state.kv_held += cache_->store(g).pages_held() * group.layout.page_bytes;
+    }
+    const uint64_t now = now_ns();
+    state.idle_ns = now - std::min(now, last_run_ns_.load());
+    const MemoryDecision decision = options_.policy->decide(state);
+    if (decision.evict_bytes) {
+        const std::lock_guard lock(cache_->mutex());
+        cache_->evict_idle(decision.evict_bytes, "above the high watermark");
+    }
+    if (decision.compact) {
+        const std::lock_guard submission(submission_);
+        const std::lock_guard lock(cache_->mutex());
+        cache_->compact("many held pages were free");
+    }
+    if (decision.evict_bytes || decision.compact) admission_->notify();
 }
 
 }  // namespace metallic

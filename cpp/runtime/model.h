@@ -5,6 +5,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <span>
 #include <string>
 #include <thread>
@@ -12,11 +13,14 @@
 
 #include "backend/backend.h"
 #include "gguf/model_file.h"
-#include "kv/page_store.h"
+#include "kv/kv_cache.h"
 #include "kv/sequence.h"
+#include "memory/memory_log.h"
 #include "memory/pool.h"
 #include "program/program.h"
+#include "runtime/admission.h"
 #include "runtime/fair_mutex.h"
+#include "runtime/residency.h"
 #include "runtime/weights.h"
 #include "trace/events.h"
 
@@ -29,6 +33,11 @@ struct ModelOptions {
     uint64_t memory_budget = 0;   // bytes; 0: none
     WeightPlacement weights = WeightPlacement::mapped;
     Precision precision = Precision::automatic;
+    // What becomes of a sequence's pages when others need the memory; none: recompute where that gives the same bits,
+    // else save.
+    std::optional<Eviction> eviction;
+    // What the background thread does about pressure; null: WatermarkPolicy.
+    std::shared_ptr<const ResidencyPolicy> policy;
 };
 
 // Part of one forward pass: the next tokens of a sequence, and which of them want logits.
@@ -41,7 +50,7 @@ struct RunRequest {
 };
 
 // A loaded model: weights, plan, pages. Thread-safe: forward passes of several threads take turns, a submission at a
-// time. Two locks: `submission_` is held while the backend runs, `pages_` only while page tables change, so that
+// time. Two locks: `submission_` is held while the backend runs, the cache's only while page tables change, so that
 // sequences and statistics can be had at any time, also from a signal handler that interrupts a submission.
 class Model : public std::enable_shared_from_this<Model> {
   public:
@@ -55,11 +64,22 @@ class Model : public std::enable_shared_from_this<Model> {
     // These throw RequestError while a forward pass holds the sequence.
     std::shared_ptr<Sequence> fork(const Sequence& sequence);
     bool truncate(Sequence& sequence, uint32_t length);
+    // Takes the pages for `length` tokens now. Throws OutOfMemory.
+    void reserve(Sequence& sequence, uint32_t length);
+    // Gives the pages of an idle sequence up, as under pressure; they are back when it is run. Returns the bytes.
+    uint64_t evict(Sequence& sequence);
+
+    // Waits until there is memory for a generation that makes the sequence up to `tokens` long, and claims it until
+    // `leave`. See Admission.
+    void enter(Sequence& sequence, uint64_t tokens, const std::function<bool()>& interrupted);
+    void leave(Sequence& sequence) noexcept { admission_->leave(sequence); }
 
     // Appends the runs' tokens to their sequences and writes the wanted logits, run by run, to `logits` [rows,
     // vocabulary]. Long runs are split into submissions of at most batch_tokens. On an exception each sequence has the
     // tokens of the submissions that completed. `interrupted` is polled; see Batch. The caller keeps the sequences
-    // alive. Throws RequestError when another pass holds one of them, or when called from within `interrupted`.
+    // alive. Where the memory is short, idle and younger sequences lose their pages, or this call waits for older ones.
+    // Throws OutOfMemory when that does not help, RequestError when another pass holds one of them, or when called from
+    // within `interrupted`.
     void forward(std::span<const RunRequest> runs, float* logits, const std::function<bool()>& interrupted);
     // Rows of logits that `runs` ask for.
     static uint64_t logit_rows(std::span<const RunRequest> runs) noexcept;
@@ -70,12 +90,21 @@ class Model : public std::enable_shared_from_this<Model> {
     const DeviceInfo& device() const noexcept { return backend_->device(); }
     EventRing& events() noexcept { return events_; }
     PoolStatistics memory() const { return pool_.statistics(); }
+    const MemoryLog& memory_log() const noexcept { return log_; }
 
     struct GroupUse {
         uint32_t window, layers;
         uint64_t page_bytes, pages_in_use, pages_held;
     };
-    std::vector<GroupUse> kv_use() const;
+    struct KvUse {
+        std::vector<GroupUse> groups;
+        uint64_t saved_bytes = 0;   // of host memory that evicted pages wait in
+        uint64_t pages_copied = 0;  // ever, on the device: forks that were written to, compaction
+        uint64_t capacity = 0;      // the most bytes that pages may take
+    };
+    KvUse kv_use() const;
+    // Moves pages together, so that heaps that become empty go back to the system. Returns the bytes moved.
+    uint64_t compact();
     // Bytes that keys and values of one token take in all groups, without regard to windows.
     uint64_t kv_bytes_per_token() const noexcept;
     uint64_t arena_bytes() const noexcept { return arena_.view().bytes; }
@@ -85,42 +114,61 @@ class Model : public std::enable_shared_from_this<Model> {
   private:
     void compile();
     struct Progress {
-        uint32_t done = 0;    // tokens in the cache
+        uint32_t done = 0;    // tokens of the request in the cache
         uint32_t queued = 0;  // tokens in the batch being built
+        bool again = false;   // which are older ones, whose pages had been dropped
         uint64_t result_row = 0;
     };
+    // A forward pass.
+    struct Pass {
+        std::span<const RunRequest> requests;
+        std::vector<Progress> progress;
+        std::vector<Sequence*> sequences;
+        float* logits = nullptr;
+        const std::function<bool()>& interrupted;
+        size_t most_runs = 0;  // of a batch
+        bool relieved = false;
+    };
+    enum class Turn : uint8_t { done, ran, wait };
     class Hold;
+    class Flight;
     std::shared_ptr<Sequence> own(std::unique_ptr<Sequence> sequence);
     void check(std::span<const RunRequest> runs) const;
-    bool submit_next(std::span<const RunRequest> requests, std::span<Progress> progress, float* logits,
-                     const std::function<bool()>& interrupted);
-    void fill_batch(std::span<const RunRequest> requests, std::span<Progress> progress);
-    void commit_batch(std::span<const RunRequest> requests, std::span<Progress> progress, const float* gathered,
-                      float* logits);
-    void add_run(const RunRequest& request, uint32_t done, uint32_t count);
+    Turn submit_next(Pass& pass);
+    bool fill_batch(Pass& pass);
+    void run_batch(Pass& pass);
+    void commit_batch(Pass& pass, const float* gathered);
+    bool recover(Pass& pass);
+    KvCache::Room add_run(Pass& pass, size_t index, uint32_t count);
+    uint32_t next_tokens(const Pass& pass, size_t index) const noexcept;
+    void balance();
 
     std::shared_ptr<const ModelFile> file_;
     std::shared_ptr<Backend> backend_;
     ModelOptions options_;
     Program program_;
     EventRing events_{1 << 14};
+    MemoryLog log_;
     Pool pool_;
     std::unique_ptr<Weights> weights_;
     std::vector<KvLayout> layouts_;
-    std::vector<std::unique_ptr<PageStore>> stores_;
+    std::unique_ptr<KvCache> cache_;
+    std::unique_ptr<Admission> admission_;
     uint32_t max_outputs_ = 0;
     Allocation arena_;
     std::unique_ptr<Plan> plan_;
 
     FairMutex submission_;
     std::atomic<std::thread::id> submitting_{};
-    mutable std::mutex pages_;
+    std::atomic<uint64_t> last_run_ns_{0};
     // The batch being run, guarded by `submission_`; reused, so that a step allocates nothing.
     std::vector<float> gathered_;
     std::vector<int32_t> tokens_;
     std::vector<Run> runs_;
     std::vector<PageTableView> tables_;
     std::vector<uint32_t> output_rows_;
+
+    std::unique_ptr<ResidencyManager> residency_;  // the last member: its thread uses the others
 };
 
 }  // namespace metallic

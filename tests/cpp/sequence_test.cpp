@@ -18,16 +18,17 @@ class SequenceTest : public ::testing::Test {
 
     std::shared_ptr<FakeBackend> backend = std::make_shared<FakeBackend>();
     Pool pool{backend, 0};
-    PageStore full{pool, layout(), "kv/group.0"};
-    PageStore windowed{pool, layout(), "kv/group.1"};
+    PageStore full{pool, *backend, layout(), "kv/group.0"};
+    PageStore windowed{pool, *backend, layout(), "kv/group.1"};
 
     std::unique_ptr<Sequence> sequence(uint32_t window = 100) {
-        return std::make_unique<Sequence>(*backend, std::vector<PageStore*>{&full, &windowed},
+        return std::make_unique<Sequence>(std::vector<PageStore*>{&full, &windowed},
                                           std::vector<uint32_t>{0, window});
     }
     static void grow(Sequence& sequence, uint32_t length) {
         sequence.reserve(length);
-        sequence.commit(length);
+        const std::vector<int32_t> tokens(length - sequence.length(), 7);
+        sequence.commit(static_cast<uint32_t>(tokens.size()), tokens);
     }
 };
 
@@ -111,15 +112,13 @@ TEST_F(SequenceTest, ForksShareUntilOneWrites) {
 TEST_F(SequenceTest, AFailedReservationTakesNothing) {
     auto small = std::make_shared<FakeBackend>(Pool::kHeapBytes);
     Pool tight(small, 0);
-    PageStore store(tight, layout(), "kv/group.0");
-    Sequence s(*small, {&store, &store}, {0, 0});
-    s.reserve(32);
-    s.commit(32);
+    PageStore store(tight, *small, layout(), "kv/group.0");
+    Sequence s({&store, &store}, {0, 0});
+    grow(s, 32);
     const uint64_t used = store.pages_in_use();
     EXPECT_THROW(s.reserve(1u << 20), OutOfMemory);
     EXPECT_EQ(store.pages_in_use(), used);
-    s.reserve(64);
-    s.commit(64);
+    grow(s, 64);
     EXPECT_EQ(s.length(), 64u);
 }
 

@@ -118,6 +118,7 @@ DeviceInfo device_info(uint32_t threads) {
     info.name = processor_name();
     info.detail = select_isa().name;
     info.unified_memory = true;
+    info.deterministic = true;
     info.threads = thread_count(threads);
     info.memory_bytes = memory_bytes();
     info.max_buffer_bytes = info.memory_bytes;

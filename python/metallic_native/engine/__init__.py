@@ -2,7 +2,7 @@
 
 from .generation import Chunk, Generation, GenerationStats
 from .loader import load, load_tokenizer
-from .memory import MemoryReport, TagUse
+from .memory import MemoryEvent, MemoryReport, TagUse
 from .model import Model
 from .session import Session
 
@@ -10,6 +10,7 @@ __all__ = [
     "Chunk",
     "Generation",
     "GenerationStats",
+    "MemoryEvent",
     "MemoryReport",
     "Model",
     "Session",

@@ -37,6 +37,24 @@ class CachedTokens:
         self._holder += 1
         return self._holder
 
+    def enter(self, tokens: int) -> None:
+        """Wait until there is memory for this sequence to grow to ``tokens``, and claim it.
+
+        Raises OutOfMemory, saying what would fit, where there never will be.
+        """
+        self._open()
+        self._sequence.enter(tokens)
+
+    def leave(self, holder: int) -> None:
+        """Give the claim back, unless another holder has taken the cache over."""
+        if holder == self._holder and self._native is not None:
+            self._sequence.leave()
+
+    def reserve(self, tokens: int) -> None:
+        """Take the pages of ``tokens`` tokens now instead of as they come. Raises OutOfMemory."""
+        self._open()
+        self._sequence.reserve(tokens)
+
     def belongs_to(self, native: _native.Model) -> bool:
         """Whether this is a cache of the model ``native``."""
         return self._native is native

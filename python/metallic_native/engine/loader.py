@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 
 KV_TYPES = ("f32", "f16", "bf16", "q8_0")
 WEIGHT_PLACEMENTS = ("mapped", "private")
+EVICTIONS = ("auto", "save", "recompute")
 PRECISIONS = ("auto", "float32", "float16", "bfloat16", "int8")
 _FLOATS: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2")}
 
@@ -47,6 +48,7 @@ def load(
     memory_budget: int | None = None,
     weights: str = "mapped",
     precision: str = "auto",
+    eviction: str = "auto",
 ) -> Model:
     """Load a model.
 
@@ -63,6 +65,9 @@ def load(
     where the weights are quantised, ``"float16"`` and ``"bfloat16"`` (Metal, where the GPU has the arithmetic) round
     both operands when many tokens are computed. ``"auto"`` is float32 on Metal; on the CPU it is float32 for models
     whose matrices take at most 32 MiB, else int8.
+    Where the budget is short, sequences give their pages up to others; ``eviction`` says whether they wait in host
+    memory meanwhile (``"save"``) or are computed again (``"recompute"``). ``"auto"`` computes them again on devices
+    where that gives the same bits, as the CPU does.
 
     Raises ModelFormatError for a corrupt file, UnsupportedModelError for one that needs what is not implemented,
     RequestError for arguments that make no sense, OutOfMemory when the budget is too small.
@@ -75,6 +80,8 @@ def load(
         raise RequestError(f"weights must be one of {', '.join(WEIGHT_PLACEMENTS)}, not {weights!r}")
     if not isinstance(precision, str) or precision.lower() not in PRECISIONS:
         raise RequestError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
+    if not isinstance(eviction, str) or eviction.lower() not in EVICTIONS:
+        raise RequestError(f"eviction must be one of {', '.join(EVICTIONS)}, not {eviction!r}")
     _check_integer("threads", threads, 1024)
     _check_integer("batch_tokens", batch_tokens, 65536)
     _check_integer("memory_budget", memory_budget, 2**63)
@@ -100,6 +107,7 @@ def load(
         memory_budget=memory_budget or 0,
         weights=weights,
         precision=precision.lower(),
+        eviction=eviction.lower(),
     )
     log.info("loaded %s (%s, %d blocks) on %s", path, config.architecture, config.block_count, native.device["name"])
     return Model(

@@ -7,7 +7,7 @@ from typing import Any
 
 from .. import _native
 
-__all__ = ["CacheUse", "MemoryReport", "TagUse"]
+__all__ = ["CacheUse", "MemoryEvent", "MemoryReport", "TagUse"]
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,14 @@ class MemoryReport:
     """0 where all free bytes are one range, towards 1 for many small ones."""
     budget: int
     """The limit on ``heap_bytes``; 0 is none."""
+    capacity: int
+    """The most bytes that pages may take: the budget, or the device's recommended working set, less all else."""
+    saved_bytes: int
+    """Host memory in which evicted pages wait."""
+    pages_copied: int
+    """Pages copied on the device so far: forks that were written to, compaction. Growing copies none."""
+    actions: dict[str, tuple[int, int]]
+    """How often each kind of :class:`MemoryEvent` happened so far, and over how many bytes."""
 
     @property
     def current(self) -> int:
@@ -75,4 +83,28 @@ class MemoryReport:
             mapped_bytes=use["mapped_bytes"],
             fragmentation=use["fragmentation"],
             budget=use["budget"],
+            capacity=use["capacity"],
+            saved_bytes=use["saved_bytes"],
+            pages_copied=use["pages_copied"],
+            actions=use["actions"],
         )
+
+
+@dataclass(frozen=True)
+class MemoryEvent:
+    """Something that was done about memory, or for want of it."""
+
+    seconds: float
+    """Of the monotonic clock."""
+    action: str
+    """``save`` (pages moved to host memory), ``compress`` (the same in a smaller type), ``restore``, ``drop`` (pages
+    given up), ``recompute``, ``compact``, ``preempt``, ``wait``, ``admit``, ``refuse``, ``evict_weights``,
+    ``restore_weights`` or ``trim``."""
+    bytes: int
+    scope: str
+    reason: str
+
+    @classmethod
+    def all_of(cls, model: _native.Model) -> list[MemoryEvent]:
+        """The newest events of a model, oldest first."""
+        return [cls(time / 1e9, action, size, scope, why) for time, action, size, scope, why in model.memory_events()]

@@ -21,9 +21,11 @@ from ..sampling import SamplerChain, Sampling
 from ..text import ChatTemplate, Tokenizer
 from .cache import CachedTokens
 from .generation import Chunk, Generation, GenerationStats, StopRule, generate_chunks
-from .memory import MemoryReport
+from .memory import MemoryEvent, MemoryReport
 
 __all__ = ["Model"]
+
+_OPEN_END = 256
 
 Prompt = str | Sequence[int]
 Stop = str | int | Sequence[str | int]
@@ -78,6 +80,17 @@ class Model:
     def memory(self) -> MemoryReport:
         """Bytes by tag, peaks and pages; may be called while a generation runs."""
         return MemoryReport.of(self.native)
+
+    def memory_events(self) -> list[MemoryEvent]:
+        """What was lately done about memory pressure, oldest first. Without pressure nothing is."""
+        return MemoryEvent.all_of(self.native)
+
+    def compact(self) -> int:
+        """Move cached pages together, so that heaps that become empty go back to the system; the bytes moved.
+
+        The background thread does so by itself where many held pages are free.
+        """
+        return self.native.compact()
 
     def close(self) -> None:
         """Give everything back. Running generations of other threads end with an Error at their next token."""
@@ -182,8 +195,9 @@ class Model:
         started = time.perf_counter()
         cache = kept or self.new_cache()
         planned = min(len(ids) + limit, self.context_length)
+        holder = cache.take()
         try:
-            holder = cache.take()
+            cache.enter(self._claim(len(ids), limit))
             stats.prompt_tokens = len(ids)
             stats.cached_tokens = cache.keep_prefix(ids, planned)
             chain.accept_prompt(ids)
@@ -202,8 +216,17 @@ class Model:
                 started=started,
             )
         finally:
+            cache.leave(holder)
             if kept is None:
                 cache.close()
+
+    def _claim(self, prompt: int, limit: int) -> int:
+        """Tokens whose memory a generation waits for: all that it may draw, but where that is the whole context, a
+        beginning; it then grows as far as others let it.
+        """
+        if prompt + limit > self.context_length:
+            limit = min(limit, _OPEN_END)
+        return min(prompt + limit + _native.page_tokens, self.context_length)
 
     def generate(
         self,

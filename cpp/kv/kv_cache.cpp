@@ -1,0 +1,214 @@
+#include "kv/kv_cache.h"
+
+#include <algorithm>
+#include <unordered_map>
+#include <unordered_set>
+
+#include "core/error.h"
+#include "trace/events.h"
+
+namespace metallic {
+
+KvCache::KvCache(std::vector<KvGroup> groups, uint32_t batch_tokens, Eviction eviction, MemoryLog& log)
+    : groups_(std::move(groups)), batch_tokens_(batch_tokens), eviction_(eviction), log_(log) {
+    for (const KvGroup& group : groups_) {
+        stores_.push_back(std::make_unique<PageStore>(*group.pool, *group.backend, group.layout, group.owner));
+    }
+}
+
+std::unique_ptr<Sequence> KvCache::create() {
+    std::vector<PageStore*> stores;
+    std::vector<uint32_t> windows;
+    for (size_t g = 0; g < groups_.size(); ++g) {
+        stores.push_back(stores_[g].get());
+        windows.push_back(groups_[g].group.window);
+    }
+    auto sequence = std::make_unique<Sequence>(std::move(stores), std::move(windows));
+    sequences_.push_back(sequence.get());
+    renew_age(*sequence);
+    sequence->last_used_ns = now_ns();
+    return sequence;
+}
+
+std::unique_ptr<Sequence> KvCache::fork(const Sequence& sequence) {
+    auto copy = sequence.fork();
+    sequences_.push_back(copy.get());
+    renew_age(*copy);
+    copy->last_used_ns = now_ns();
+    return copy;
+}
+
+void KvCache::destroy(Sequence* sequence) noexcept {
+    std::erase(sequences_, sequence);
+    delete sequence;
+}
+
+// ---- who gives way --------------------------------------------------------------------------------------------------
+
+bool KvCache::active(const Sequence& sequence, uint64_t now) const noexcept {
+    return sequence.busy || (sequence.claim && now - std::min(now, sequence.last_used_ns) < kStalledNs);
+}
+
+// The least recently used of those that nobody runs.
+Sequence* KvCache::idle_victim(const Sequence* needy) const noexcept {
+    const uint64_t now = now_ns();
+    Sequence* found = nullptr;
+    for (Sequence* one : sequences_) {
+        if (one == needy || one->in_flight || active(*one, now) || one->own_bytes() == 0) continue;
+        if (!found || one->last_used_ns < found->last_used_ns) found = one;
+    }
+    return found;
+}
+
+// The youngest of those that are younger, or of the same pass, which would wait for itself otherwise.
+Sequence* KvCache::younger_victim(const Sequence& needy, std::span<Sequence* const> pass) const noexcept {
+    Sequence* found = nullptr;
+    for (Sequence* one : sequences_) {
+        if (one == &needy || one->in_flight || one->own_bytes() == 0) continue;
+        if (one->age < needy.age && std::find(pass.begin(), pass.end(), one) == pass.end()) continue;
+        if (!found || one->age > found->age) found = one;
+    }
+    return found;
+}
+
+bool KvCache::others_have_pages(const Sequence& needy) const noexcept {
+    return std::any_of(sequences_.begin(), sequences_.end(),
+                       [&](const Sequence* one) { return one != &needy && one->pages() != 0; });
+}
+
+// Does one thing that gives memory back; false when there is nothing to be done.
+bool KvCache::relieve(Sequence& needy, std::span<Sequence* const> pass, bool preempts) {
+    if (Sequence* const idle = idle_victim(&needy)) {
+        evict(*idle, "room for another sequence");
+        return true;
+    }
+    const bool in_flight =
+        std::any_of(sequences_.begin(), sequences_.end(), [](const Sequence* one) { return one->in_flight; });
+    if (!in_flight && compact("room for a sequence") != 0) return true;
+    if (!preempts) return false;
+    Sequence* const victim = younger_victim(needy, pass);
+    if (!victim) return false;
+    log_.record(MemoryAction::preempt, victim->own_bytes(), "kv", "room for an older sequence");
+    evict(*victim, "preempted");
+    return true;
+}
+
+KvCache::Room KvCache::prepare(Sequence& sequence, uint32_t count, std::span<Sequence* const> pass, bool preempts) {
+    sequence.last_used_ns = now_ns();
+    for (;;) {
+        try {
+            if (!sequence.resident()) log_.record(MemoryAction::restore, sequence.restore(), "kv", "needed again");
+            sequence.reserve(sequence.cached() + count);
+            return Room::made;
+        } catch (const OutOfMemory&) {
+            if (relieve(sequence, pass, preempts)) continue;
+            if (!preempts) return Room::skip;
+            if (!others_have_pages(sequence)) throw;
+            if (sequence.own_bytes() != 0) evict(sequence, "an older sequence comes first");
+            return Room::wait;
+        }
+    }
+}
+
+uint64_t KvCache::evict(Sequence& sequence, std::string_view reason) {
+    if (eviction_ == Eviction::save) {
+        const uint64_t before = sequence.own_bytes();
+        try {
+            const uint64_t freed = sequence.save();
+            log_.record(MemoryAction::save, freed, "kv", reason);
+            return freed;
+        } catch (const std::exception&) {
+            // Host memory is short too, or the device refused the copy: what is left is computed again.
+            log_.record(MemoryAction::save, before - sequence.own_bytes(), "kv", reason);
+        }
+    }
+    const uint64_t freed = sequence.drop();
+    log_.record(MemoryAction::drop, freed, "kv", reason);
+    return freed;
+}
+
+uint64_t KvCache::evict_idle(uint64_t bytes, std::string_view reason) {
+    uint64_t freed = 0;
+    while (freed < bytes) {
+        Sequence* const victim = idle_victim(nullptr);
+        if (!victim) break;
+        freed += evict(*victim, reason);
+    }
+    return freed;
+}
+
+uint64_t KvCache::compact(std::string_view reason) {
+    uint64_t bytes = 0;
+    for (size_t g = 0; g < stores_.size(); ++g) {
+        std::vector<PageMove> moves;
+        const auto apply = [&] {
+            if (moves.empty()) return;
+            // A page may have moved on: from the last move backwards, `moved` has where each one ended.
+            std::unordered_map<uint64_t, uint64_t> moved;
+            for (size_t i = moves.size(); i-- > 0;) {
+                const auto on = moved.find(moves[i].to);
+                moved[moves[i].from] = on == moved.end() ? moves[i].to : on->second;
+            }
+            for (Sequence* sequence : sequences_) sequence->relocate(g, moved);
+            bytes += moves.size() * stores_[g]->layout().page_bytes;
+        };
+        try {
+            stores_[g]->compact(moves);
+        } catch (...) {
+            apply();
+            throw;
+        }
+        apply();
+    }
+    if (bytes) log_.record(MemoryAction::compact, bytes, "kv", reason);
+    return bytes;
+}
+
+// ---- how much there is ----------------------------------------------------------------------------------------------
+
+uint64_t KvCache::bytes_for(uint64_t tokens) const noexcept {
+    uint64_t bytes = 0;
+    for (size_t g = 0; g < groups_.size(); ++g) {
+        const uint64_t window = groups_[g].group.window;
+        uint64_t pages = (tokens + kPageTokens - 1) / kPageTokens;
+        // What a batch's first token sees, the batch itself, and the partly filled pages at both ends.
+        if (window) pages = std::min(pages, (window + batch_tokens_ + kPageTokens - 1) / kPageTokens + 1);
+        bytes += pages * stores_[g]->page_stride();
+    }
+    return bytes;
+}
+
+uint64_t KvCache::capacity() const {
+    uint64_t limit = 0, others = 0;
+    std::unordered_set<const Pool*> seen;
+    for (const KvGroup& group : groups_) {
+        if (!seen.insert(group.pool).second) continue;
+        const PoolStatistics use = group.pool->statistics();
+        limit = std::max(limit, use.budget ? use.budget : group.backend->device().memory_bytes);
+        others += use.current() - use.tags[static_cast<int>(Tag::kv)].current - use.mapped_bytes;
+    }
+    return limit > others ? limit - others : 0;
+}
+
+uint64_t KvCache::claimed(const Sequence* except) const noexcept {
+    const uint64_t now = now_ns();
+    uint64_t bytes = 0;
+    for (const Sequence* one : sequences_) {
+        if (one != except && active(*one, now)) bytes += std::max(one->claim, one->own_bytes());
+    }
+    return bytes;
+}
+
+uint64_t KvCache::saved_bytes() const noexcept {
+    uint64_t bytes = 0;
+    for (const Sequence* one : sequences_) bytes += one->saved_bytes();
+    return bytes;
+}
+
+uint64_t KvCache::pages_copied() const noexcept {
+    uint64_t pages = 0;
+    for (const auto& store : stores_) pages += store->pages_copied();
+    return pages;
+}
+
+}  // namespace metallic

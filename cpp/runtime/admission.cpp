@@ -1,0 +1,106 @@
+#include "runtime/admission.h"
+
+#include <algorithm>
+#include <chrono>
+
+#include "core/error.h"
+
+namespace metallic {
+namespace {
+
+constexpr std::chrono::milliseconds kPoll{20};
+
+// The most tokens whose pages take at most `bytes`.
+uint64_t most_tokens(const KvCache& cache, uint64_t bytes, uint64_t below) {
+    uint64_t fits = 0, too_many = below;
+    while (fits + 1 < too_many) {
+        const uint64_t middle = fits + (too_many - fits) / 2;
+        (cache.bytes_for(middle) <= bytes ? fits : too_many) = middle;
+    }
+    return fits;
+}
+
+}  // namespace
+
+std::string Admission::what_would_fit(uint64_t tokens, uint64_t available) const {
+    std::string text;
+    if (const uint64_t most = most_tokens(cache_, available, tokens)) {
+        text = "a prompt and answer of at most " + std::to_string(most) + " tokens together";
+    }
+    for (const DType dtype : {DType::Q8_0, DType::Q4_0}) {
+        uint64_t now = 0, then = 0;
+        for (const KvGroup& group : cache_.groups()) {
+            now += group.layout.page_bytes;
+            then += KvLayout::of(group.group, dtype).page_bytes;
+        }
+        const double ratio = static_cast<double>(then) / static_cast<double>(std::max<uint64_t>(now, 1));
+        if (ratio < 0.95 && static_cast<double>(cache_.bytes_for(tokens)) * ratio < static_cast<double>(available)) {
+            text += std::string(text.empty() ? "" : ", or ") + "keys and values in " + std::string(dtype_info(dtype).name);
+            break;
+        }
+    }
+    return text.empty() ? "a larger budget, or a smaller model" : text;
+}
+
+void Admission::refuse(uint64_t tokens, uint64_t needed, uint64_t available) const {
+    log_.record(MemoryAction::refuse, needed, "kv", "can never fit");
+    throw OutOfMemory("the keys and values of " + std::to_string(tokens) + " tokens take " + std::to_string(needed) +
+                          " bytes, and " + std::to_string(available) + " can be had; what would fit: " +
+                          what_would_fit(tokens, available),
+                      needed, available, "kv");
+}
+
+void Admission::wait(std::unique_lock<std::mutex>& lock, const Interrupted& interrupted) {
+    changed_.wait_for(lock, kPoll);
+    if (!interrupted) return;
+    lock.unlock();  // it may take the GIL
+    const bool stop = interrupted();
+    lock.lock();
+    if (stop) throw metallic::Interrupted{};
+}
+
+void Admission::enter(Sequence& sequence, uint64_t tokens, const Interrupted& interrupted) {
+    std::unique_lock lock(cache_.mutex());
+    const uint64_t needed = cache_.bytes_for(tokens);
+    const auto check_possible = [&] {
+        const uint64_t capacity = cache_.capacity();
+        if (needed > capacity) refuse(tokens, needed, capacity);
+        return capacity;
+    };
+    const uint64_t ticket = ++tickets_;
+    queue_.push_back(ticket);
+    bool waited = false;
+    try {
+        for (;;) {
+            const uint64_t capacity = check_possible();
+            const uint64_t claimed = cache_.claimed(&sequence);
+            if (queue_.front() == ticket && (claimed == 0 || claimed <= capacity - needed)) break;
+            if (!waited) log_.record(MemoryAction::wait, needed, "kv", "other generations have the memory");
+            waited = true;
+            wait(lock, interrupted);
+        }
+    } catch (...) {
+        std::erase(queue_, ticket);
+        changed_.notify_all();
+        throw;
+    }
+    queue_.pop_front();
+    if (waited) log_.record(MemoryAction::admit, needed, "kv", "after waiting");
+    sequence.claim = std::max<uint64_t>(needed, 1);
+    cache_.renew_age(sequence);
+    sequence.last_used_ns = now_ns();
+    changed_.notify_all();  // the next in the queue
+}
+
+void Admission::leave(Sequence& sequence) noexcept {
+    const std::lock_guard lock(cache_.mutex());
+    sequence.claim = 0;
+    changed_.notify_all();
+}
+
+void Admission::wait_for_room(const Interrupted& interrupted) {
+    std::unique_lock lock(cache_.mutex());
+    wait(lock, interrupted);
+}
+
+}  // namespace metallic
