@@ -61,7 +61,9 @@ void PageStore::add_slab() {
     make_room(by_base_);
     open_.reserve(slabs_.capacity());
     holes_.reserve(slabs_.capacity());
-    slab.memory = pool_.allocate_bytes(stride_ * pages, Tag::kv, owner_, Storage::exclusive);
+    // Where memory is unified, storage of the device alone would be no faster, and could not share heaps.
+    const Storage storage = backend_.device().unified_memory ? Storage::shared : Storage::exclusive;
+    slab.memory = pool_.allocate_bytes(stride_ * pages, Tag::kv, owner_, storage);
     slab.base = slab.memory.view().address();
     for (uint64_t i = pages; i-- > 0;) slab.free.push_back(static_cast<uint32_t>(i));
     SlabId id = static_cast<SlabId>(slabs_.size());

@@ -214,11 +214,12 @@ void Model::check(std::span<const RunRequest> runs) const {
 // How many tokens of a request the batch still takes.
 uint32_t Model::next_tokens(const Pass& pass, size_t index) const noexcept {
     const RunRequest& request = pass.requests[index];
+    const uint32_t left = static_cast<uint32_t>(request.tokens.size()) - pass.progress[index].done;
+    if (left == 0) return 0;  // also where its pages have gone to others since
     const uint32_t room = options_.batch_tokens - static_cast<uint32_t>(tokens_.size());
     if (const uint32_t dropped = request.sequence->length() - request.sequence->cached()) {
         return std::min(dropped, room);
     }
-    const uint32_t left = static_cast<uint32_t>(request.tokens.size()) - pass.progress[index].done;
     const uint32_t outputs_left = max_outputs_ - static_cast<uint32_t>(output_rows_.size());
     if (!request.no_logits && outputs_left == 0) return 0;
     return std::min({left, room, request.all_logits ? outputs_left : left});

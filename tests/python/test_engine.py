@@ -277,20 +277,6 @@ def test_windows_hold_no_more_pages_than_they_need(load_golden: Load) -> None:
             assert group.pages_in_use == 7
 
 
-def test_a_budget_refuses_one_request_and_the_model_goes_on() -> None:
-    with mn.load(GOLDENS / "llama.gguf", memory_budget=8 << 20) as model:
-        caches = []
-        with pytest.raises(mn.OutOfMemory) as caught:
-            for seed in range(2000):
-                caches.append(model.new_cache())
-                caches[-1].extend(prompt(model, 200, seed), planned=200)
-        assert caught.value.owner.startswith("kv")
-        assert caught.value.needed > caught.value.available
-        for cache in caches:
-            cache.close()
-        assert len(model.generate("a", max_tokens=20, ignore_eos=True).token_ids) == 20
-
-
 def test_forks_share_their_history(load_golden: Load) -> None:
     model = load_golden("llama", kv_type="f32")
     ids = prompt(model, 50)

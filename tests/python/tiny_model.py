@@ -10,7 +10,16 @@ import numpy as np
 WIDTH, HEADS, KV_HEADS, HEAD_SIZE, INNER, VOCABULARY = 64, 2, 1, 32, 96, 300
 
 
-def write_tiny_llama(path: Path, *, context: int, blocks: int = 2, seed: int = 0, dtype: str = "F32") -> None:
+def write_tiny_llama(
+    path: Path,
+    *,
+    context: int,
+    blocks: int = 2,
+    heads: int = HEADS,
+    head_size: int = HEAD_SIZE,
+    seed: int = 0,
+    dtype: str = "F32",
+) -> None:
     """A Llama model of ``blocks`` blocks, matrices of ``dtype`` (as gguf-py writes it) and a byte-level vocabulary."""
     rng = np.random.default_rng(seed)
     writer = gguf.GGUFWriter(path, "llama")
@@ -19,9 +28,9 @@ def write_tiny_llama(path: Path, *, context: int, blocks: int = 2, seed: int = 0
     writer.add_embedding_length(WIDTH)
     writer.add_block_count(blocks)
     writer.add_feed_forward_length(INNER)
-    writer.add_head_count(HEADS)
+    writer.add_head_count(heads)
     writer.add_head_count_kv(KV_HEADS)
-    writer.add_rope_dimension_count(HEAD_SIZE)
+    writer.add_rope_dimension_count(head_size)
     writer.add_rope_freq_base(1e6)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_vocab_size(VOCABULARY)
@@ -45,10 +54,10 @@ def write_tiny_llama(path: Path, *, context: int, blocks: int = 2, seed: int = 0
     for i in range(blocks):
         for norm in ("attn_norm", "ffn_norm"):
             writer.add_tensor(f"blk.{i}.{norm}.weight", np.ones(WIDTH, np.float32))
-        matrix(f"blk.{i}.attn_q.weight", HEADS * HEAD_SIZE, WIDTH)
-        matrix(f"blk.{i}.attn_k.weight", KV_HEADS * HEAD_SIZE, WIDTH)
-        matrix(f"blk.{i}.attn_v.weight", KV_HEADS * HEAD_SIZE, WIDTH)
-        matrix(f"blk.{i}.attn_output.weight", WIDTH, HEADS * HEAD_SIZE)
+        matrix(f"blk.{i}.attn_q.weight", heads * head_size, WIDTH)
+        matrix(f"blk.{i}.attn_k.weight", KV_HEADS * head_size, WIDTH)
+        matrix(f"blk.{i}.attn_v.weight", KV_HEADS * head_size, WIDTH)
+        matrix(f"blk.{i}.attn_output.weight", WIDTH, heads * head_size)
         matrix(f"blk.{i}.ffn_gate.weight", INNER, WIDTH)
         matrix(f"blk.{i}.ffn_up.weight", INNER, WIDTH)
         matrix(f"blk.{i}.ffn_down.weight", WIDTH, INNER)
