@@ -25,6 +25,16 @@ enum class Storage : uint8_t {
     mapped,     // a zero-copy view of host memory, usually of a mapped file; read-only
 };
 
+// What new memory shall hold.
+enum class Contents : uint8_t {
+    undefined,  // it is written before it is read; whoever asks for it saves a fill
+    zero,
+};
+
+// What memory is for, as statistics count it.
+enum class Tag : uint8_t { weights, kv, activations, staging };
+inline constexpr int kTags = 4;
+
 struct DeviceInfo {
     std::string backend;  // "cpu", "metal"
     std::string name;
@@ -53,6 +63,8 @@ class Heap {
     virtual uint64_t address() const noexcept = 0;
     virtual uint64_t bytes() const noexcept = 0;
     virtual Storage storage() const noexcept = 0;
+    // Whether all bytes were zero when it was made, asked for or not.
+    virtual bool made_zero() const noexcept = 0;
 };
 
 // A range of a heap. Borrowed: whoever made it keeps the heap alive.
@@ -121,8 +133,12 @@ class Backend {
     virtual ~Backend() = default;
     virtual const DeviceInfo& device() const noexcept = 0;
 
-    // Throws OutOfMemory. The bytes are zero.
-    virtual std::shared_ptr<Heap> create_heap(uint64_t bytes, Storage storage, std::string_view label) = 0;
+    // Throws OutOfMemory.
+    virtual std::shared_ptr<Heap> create_heap(uint64_t bytes, Storage storage, std::string_view label,
+                                              Contents contents) = 0;
+    std::shared_ptr<Heap> create_heap(uint64_t bytes, Storage storage, std::string_view label) {
+        return create_heap(bytes, storage, label, Contents::zero);
+    }
     // A read-only view of host memory that `owner` keeps alive.
     virtual std::shared_ptr<Heap> wrap_host(std::span<const std::byte> bytes, std::shared_ptr<const void> owner,
                                             std::string_view label, HostMemory memory) = 0;
@@ -132,6 +148,8 @@ class Backend {
     virtual void upload(std::span<const std::byte> from, BufferView to) = 0;
     // And to host memory.
     virtual void download(BufferView from, std::span<std::byte> to) = 0;
+    // Zeroes a range, after all that was submitted; returns when done.
+    virtual void clear(BufferView range) = 0;
     // Throws DeviceError, naming `owner` and the scope that uses the range, when a submission in flight still does.
     // Only where the backend keeps a ledger of what its submissions borrow: in debug builds, or with METALLIC_LEDGER=1.
     virtual void check_idle(const BufferView& range, std::string_view owner) const = 0;

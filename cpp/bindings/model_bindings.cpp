@@ -125,8 +125,8 @@ nb::dict memory_dict(const Model& model) {
 nb::list memory_events(const Model& model) {
     nb::list result;
     for (const MemoryEvent& event : model.memory_log().events()) {
-        result.append(nb::make_tuple(event.time_ns, memory_action_name(event.action), event.bytes, event.scope,
-                                     event.reason));
+        result.append(
+            nb::make_tuple(event.time_ns, memory_action_name(event.action), event.bytes, event.scope, event.reason));
     }
     return result;
 }
@@ -234,8 +234,9 @@ void bind_model(nb::module_& m) {
         .def(
             "fork", [](const SequenceHandle& s) { return SequenceHandle(s.model(), s.model()->fork(*s.get())); },
             "A second sequence that shares this one's pages.")
-        .def_prop_ro("cached", [](const SequenceHandle& s) { return s.get()->cached(); },
-                     "Tokens whose keys and values there are: fewer than `length` where they were dropped.")
+        .def_prop_ro(
+            "cached", [](const SequenceHandle& s) { return s.get()->cached(); },
+            "Tokens whose keys and values there are: fewer than `length` where they were dropped.")
         .def(
             "reserve", [](SequenceHandle& s, uint32_t length) { s.model()->reserve(*s.get(), length); },
             nb::arg("length"), "Takes the pages for `length` tokens now. Raises OutOfMemory.")

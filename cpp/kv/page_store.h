@@ -72,7 +72,7 @@ class PageStore {
     KvLayout layout_;
     uint64_t stride_;
     std::string owner_;
-    std::vector<Slab> slabs_;      // by id; holes are reused
+    std::vector<Slab> slabs_;  // by id; holes are reused
     std::vector<SlabId> holes_;
     std::vector<SlabId> by_base_;  // ascending
     std::vector<SlabId> open_;     // those with free pages; the last one serves

@@ -67,11 +67,11 @@ class Sequence {
 
     // ---- of those who run it, see KvCache ----
 
-    bool busy = false;            // a forward pass holds it
-    bool in_flight = false;       // the batch that is running reads its pages
-    bool rope_extended = false;   // which RoPE tables its tokens were computed with
-    uint64_t age = 0;             // order of admission: of two sequences the one with the smaller age is served first
-    uint64_t claim = 0;           // bytes that its generation was admitted for; 0: none
+    bool busy = false;           // a forward pass holds it
+    bool in_flight = false;      // the batch that is running reads its pages
+    bool rope_extended = false;  // which RoPE tables its tokens were computed with
+    uint64_t age = 0;            // order of admission: of two sequences the one with the smaller age is served first
+    uint64_t claim = 0;          // bytes that its generation was admitted for; 0: none
     uint64_t last_used_ns = 0;
 
   private:
@@ -79,8 +79,8 @@ class Sequence {
         PageStore* store;
         uint32_t window;
         uint32_t first_page = 0;
-        size_t held = 0;  // pages before growing
-        std::vector<uint64_t> pages;                     // 0: saved
+        size_t held = 0;                                  // pages before growing
+        std::vector<uint64_t> pages;                      // 0: saved
         std::vector<std::unique_ptr<std::byte[]>> saved;  // empty, or one per page
     };
     void grow(Table& table, uint32_t pages);

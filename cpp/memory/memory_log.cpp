@@ -8,8 +8,8 @@ namespace metallic {
 
 const char* memory_action_name(MemoryAction action) noexcept {
     static constexpr const char* kNames[kMemoryActions] = {
-        "save",  "compress", "restore", "drop",          "recompute",       "compact", "preempt", "wait",
-        "admit", "refuse",   "evict_weights", "restore_weights", "trim"};
+        "save", "compress", "restore", "drop",          "recompute",       "compact", "preempt",
+        "wait", "admit",    "refuse",  "evict_weights", "restore_weights", "trim"};
     return kNames[static_cast<int>(action)];
 }
 

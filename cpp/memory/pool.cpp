@@ -1,24 +1,38 @@
 #include "memory/pool.h"
 
-#include <algorithm>
+#include <deque>
+#include <mutex>
+#include <string>
+#include <utility>
 
 #include "core/error.h"
+#include "memory/pool_state.h"
 
 namespace metallic {
+namespace {
 
-const char* tag_name(Tag tag) noexcept {
-    static constexpr const char* kNames[kTags] = {"weights", "kv", "activations", "staging"};
-    return kNames[static_cast<int>(tag)];
+constexpr size_t kMostReports = 16;
+
+struct LeakReports {
+    std::mutex mutex;
+    std::deque<std::vector<OwnerUse>> reports;
+};
+
+// Never destroyed: pools may end after main.
+LeakReports& leak_reports() {
+    static auto* const reports = new LeakReports;
+    return *reports;
 }
 
-uint64_t PoolStatistics::current() const noexcept {
-    uint64_t sum = 0;
-    for (const TagUse& use : tags) sum += use.current;
-    return sum;
-}
+}  // namespace
 
-double PoolStatistics::fragmentation() const noexcept {
-    return free_bytes == 0 ? 0.0 : 1.0 - static_cast<double>(largest_free) / static_cast<double>(free_bytes);
+std::vector<std::vector<OwnerUse>> take_leak_reports() {
+    LeakReports& kept = leak_reports();
+    const std::lock_guard lock(kept.mutex);
+    std::vector<std::vector<OwnerUse>> result(std::make_move_iterator(kept.reports.begin()),
+                                              std::make_move_iterator(kept.reports.end()));
+    kept.reports.clear();
+    return result;
 }
 
 Allocation& Allocation::operator=(Allocation&& other) noexcept {
@@ -26,159 +40,111 @@ Allocation& Allocation::operator=(Allocation&& other) noexcept {
     reset();
     pool_ = std::exchange(other.pool_, nullptr);
     view_ = std::exchange(other.view_, {});
+    heap_id_ = std::exchange(other.heap_id_, 0);
     reserved_ = other.reserved_;
     elements_ = other.elements_;
     heap_ = other.heap_;
+    node_ = other.node_;
+    owner_ = other.owner_;
     dtype_ = other.dtype_;
     tag_ = other.tag_;
+    zeroed_ = other.zeroed_;
     return *this;
 }
 
 void Allocation::reset() noexcept {
     if (!pool_) return;
-    pool_->release(*this);
-    pool_ = nullptr;
+    std::exchange(pool_, nullptr)->release(*this);
     view_ = {};
+    heap_id_ = 0;
 }
 
-Pool::Pool(std::shared_ptr<Backend> backend, uint64_t budget) : backend_(std::move(backend)) {
-    statistics_.budget = budget;
+Pool::Pool(std::shared_ptr<Backend> backend, uint64_t budget_bytes, PoolOptions options)
+    : Pool(std::move(backend), std::make_shared<Budget>(budget_bytes), std::move(options)) {}
+
+Pool::Pool(std::shared_ptr<Backend> backend, std::shared_ptr<Budget> budget, PoolOptions options)
+    : state_(std::make_shared<PoolState>(std::move(backend), std::move(budget), std::move(options))) {}
+
+Pool::~Pool() {
+    try {
+        std::vector<OwnerUse> left = state_->close();
+        if (left.empty()) return;
+        if (state_->options.on_leak) {
+            state_->options.on_leak(left);
+            return;
+        }
+        LeakReports& kept = leak_reports();
+        const std::lock_guard lock(kept.mutex);
+        kept.reports.push_back(std::move(left));
+        if (kept.reports.size() > kMostReports) kept.reports.pop_front();
+    } catch (...) {
+        // There is nobody to tell, and no memory to remember it in.
+        return;
+    }
 }
 
-Pool::~Pool() = default;
-
-Allocation Pool::allocate(DType dtype, uint64_t elements, Tag tag, std::string_view owner) {
+Allocation Pool::allocate(DType dtype, uint64_t elements, Tag tag, std::string_view owner, Storage storage,
+                          Contents contents) {
     const DTypeInfo& info = dtype_info(dtype);
-    if (elements % info.block_elements != 0)
+    if (elements % info.block_elements != 0) {
         throw Error("allocation of part of a " + std::string(info.name) + " block");
-    Allocation allocation = allocate_bytes(elements / info.block_elements * info.block_bytes, tag, owner);
+    }
+    const uint64_t blocks = elements / info.block_elements;
+    if (blocks > ~uint64_t{0} / info.block_bytes) {
+        throw OutOfMemory("an allocation of impossible size", ~uint64_t{0}, budget()->available(), std::string(owner));
+    }
+    Allocation allocation = allocate_bytes(blocks * info.block_bytes, tag, owner, storage, contents);
     allocation.dtype_ = dtype;
     allocation.elements_ = elements;
     return allocation;
 }
 
-Allocation Pool::allocate_bytes(uint64_t bytes, Tag tag, std::string_view owner, Storage storage) {
-    const uint64_t reserved = std::max<uint64_t>(kAlignment, (bytes + kAlignment - 1) / kAlignment * kAlignment);
-    if (reserved < bytes) throw OutOfMemory("an allocation of impossible size", bytes, 0, std::string(owner));
-    const std::lock_guard lock(mutex_);
-    Allocation allocation = place(reserved, owner, storage);
-    allocation.pool_ = this;
-    allocation.view_.bytes = bytes;
-    allocation.reserved_ = reserved;
-    allocation.elements_ = bytes;
-    allocation.tag_ = tag;
-    TagUse& use = statistics_.tags[static_cast<int>(tag)];
-    use.current += reserved;
-    use.peak = std::max(use.peak, use.current);
-    ++use.allocations;
-    return allocation;
+Allocation Pool::allocate_bytes(uint64_t bytes, Tag tag, std::string_view owner, Storage storage, Contents contents) {
+    return state_->allocate(bytes, tag, owner, storage, contents);
 }
 
-// A part of a heap that others share, or a heap of its own for a large one.
-Allocation Pool::place(uint64_t reserved, std::string_view owner, Storage storage) {
-    Allocation allocation;
-    const auto set = [&](uint32_t heap, uint64_t offset) {
-        allocation.heap_ = heap;
-        allocation.view_ = {heaps_[heap].heap.get(), offset, reserved};
-    };
-    if (reserved > kHeapBytes / 2) {
-        set(add_heap(reserved, owner, storage, false), 0);
-        return allocation;
-    }
-    for (uint32_t i = 0; i < heaps_.size(); ++i) {
-        Slot& slot = heaps_[i];
-        if (!slot.heap || !slot.ranges || slot.heap->storage() != storage) continue;
-        const auto offset = slot.ranges->take(reserved);
-        if (!offset) continue;
-        set(i, *offset);
-        try {
-            backend_->check_idle(allocation.view_, owner);
-        } catch (...) {
-            slot.ranges->give(*offset, reserved);
-            throw;
-        }
-        return allocation;
-    }
-    const uint32_t added = add_heap(divided_heap_bytes(reserved), owner, storage, true);
-    set(added, *heaps_[added].ranges->take(reserved));
-    return allocation;
-}
-
-// A full heap, or what the budget leaves of one.
-uint64_t Pool::divided_heap_bytes(uint64_t needed) const noexcept {
-    if (statistics_.budget == 0) return kHeapBytes;
-    const uint64_t used = statistics_.heap_bytes;
-    const uint64_t left = used < statistics_.budget ? statistics_.budget - used : 0;
-    return std::clamp(left / kAlignment * kAlignment, needed, kHeapBytes);
-}
-
-uint32_t Pool::add_heap(uint64_t bytes, std::string_view owner, Storage storage, bool divided) {
-    const uint64_t budget = statistics_.budget;
-    if (budget && (bytes > budget || statistics_.heap_bytes > budget - bytes)) drop_empty_heaps();
-    const uint64_t used = statistics_.heap_bytes;
-    if (budget && (bytes > budget || used > budget - bytes)) {
-        const uint64_t available = used < budget ? budget - used : 0;
-        throw OutOfMemory("the memory budget of " + std::to_string(budget) + " bytes is used up", bytes, available,
-                          std::string(owner));
-    }
-    Slot slot{backend_->create_heap(bytes, storage, owner), divided ? std::make_unique<FreeList>(bytes) : nullptr};
-    statistics_.heap_bytes += bytes;
-    ++statistics_.heaps;
-    const auto hole = std::find_if(heaps_.begin(), heaps_.end(), [](const Slot& s) { return !s.heap; });
-    if (hole == heaps_.end()) {
-        heaps_.push_back(std::move(slot));
-        return static_cast<uint32_t>(heaps_.size() - 1);
-    }
-    *hole = std::move(slot);
-    return static_cast<uint32_t>(hole - heaps_.begin());
-}
-
-void Pool::release(Allocation& allocation) noexcept {
-    const std::lock_guard lock(mutex_);
-    statistics_.tags[static_cast<int>(allocation.tag_)].current -= allocation.reserved_;
-    Slot& slot = heaps_[allocation.heap_];
-    if (slot.ranges) {
-        slot.ranges->give(allocation.view_.offset, allocation.reserved_);
-        if (slot.ranges->free_bytes() < slot.heap->bytes()) return;
-        // One empty heap is kept, so that a run after a run allocates nothing.
-        const auto empty = std::count_if(heaps_.begin(), heaps_.end(), [](const Slot& s) {
-            return s.heap && s.ranges && s.ranges->free_bytes() == s.heap->bytes();
-        });
-        if (empty <= 1) return;
-    }
-    drop(slot);
-}
-
-void Pool::drop(Slot& slot) noexcept {
-    statistics_.heap_bytes -= slot.heap->bytes();
-    --statistics_.heaps;
-    slot = Slot{};
-}
-
-void Pool::drop_empty_heaps() noexcept {
-    for (Slot& slot : heaps_) {
-        if (slot.heap && slot.ranges && slot.ranges->free_bytes() == slot.heap->bytes()) drop(slot);
-    }
+void Pool::check_idle(const BufferView& range, std::string_view owner) const {
+    state_->backend->check_idle(range, owner);
 }
 
 void Pool::count_mapped(uint64_t bytes) noexcept {
-    const std::lock_guard lock(mutex_);
-    TagUse& use = statistics_.tags[static_cast<int>(Tag::weights)];
-    use.current += bytes;
-    use.peak = std::max(use.peak, use.current);
-    ++use.allocations;
-    statistics_.mapped_bytes += bytes;
+    state_->count_mapped(bytes);
+}
+
+void Pool::uncount_mapped(uint64_t bytes) noexcept {
+    state_->uncount_mapped(bytes);
+}
+
+uint64_t Pool::trim(uint64_t now) noexcept {
+    return state_->trim(now);
+}
+
+uint64_t Pool::trim() noexcept {
+    return state_->trim(state_->now());
+}
+
+uint64_t Pool::drop_empty_heaps() noexcept {
+    return state_->drop_empty_heaps();
+}
+
+bool Pool::set_draining(uint64_t heap_id, bool draining) noexcept {
+    return state_->set_draining(heap_id, draining);
+}
+
+const std::shared_ptr<Budget>& Pool::budget() const noexcept {
+    return state_->budget;
 }
 
 PoolStatistics Pool::statistics() const {
-    const std::lock_guard lock(mutex_);
-    PoolStatistics result = statistics_;
-    for (const Slot& slot : heaps_) {
-        if (!slot.ranges) continue;
-        result.free_bytes += slot.ranges->free_bytes();
-        result.largest_free = std::max(result.largest_free, slot.ranges->largest());
-    }
-    return result;
+    return state_->statistics();
+}
+
+std::vector<HeapUse> Pool::heaps() const {
+    return state_->heaps();
+}
+
+std::vector<OwnerUse> Pool::leaks() const {
+    return state_->owners();
 }
 
 }  // namespace metallic

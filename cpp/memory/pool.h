@@ -1,45 +1,23 @@
 #pragma once
 
-#include <array>
 #include <cstdint>
+#include <functional>
 #include <memory>
-#include <mutex>
-#include <string>
+#include <span>
 #include <string_view>
 #include <vector>
 
 #include "backend/backend.h"
-#include "memory/free_list.h"
+#include "memory/budget.h"
+#include "memory/statistics.h"
 
 namespace metallic {
 
-enum class Tag : uint8_t { weights, kv, activations, staging };
-inline constexpr int kTags = 4;
-const char* tag_name(Tag tag) noexcept;
-
-struct TagUse {
-    uint64_t current = 0;
-    uint64_t peak = 0;
-    uint64_t allocations = 0;  // ever
-};
-
-struct PoolStatistics {
-    std::array<TagUse, kTags> tags;
-    uint64_t heaps = 0;
-    uint64_t heap_bytes = 0;    // obtained from the backend
-    uint64_t mapped_bytes = 0;  // views over files: counted as weights, never as heaps
-    uint64_t free_bytes = 0;    // in heaps, not handed out
-    uint64_t largest_free = 0;
-    uint64_t budget = 0;  // 0: none
-
-    uint64_t current() const noexcept;
-    // 0: all free bytes are one range; towards 1: many small ones.
-    double fragmentation() const noexcept;
-};
-
 class Pool;
+class PoolState;
 
-// A part of a heap, typed, owned by its holder and returned to the pool on destruction.
+// A part of a heap, typed, owned by its holder and returned to the pool on destruction. It may outlive the pool: its
+// memory lives as long as it does.
 class Allocation {
   public:
     Allocation() = default;
@@ -53,62 +31,92 @@ class Allocation {
     DType dtype() const noexcept { return dtype_; }
     uint64_t elements() const noexcept { return elements_; }
     Tag tag() const noexcept { return tag_; }
-    // Which heap it is a part of.
-    uint64_t heap_id() const noexcept { return heap_; }
+    // Of HeapUse; 0 where nothing is allocated.
+    uint64_t heap_id() const noexcept { return heap_id_; }
+    // Whether all bytes were zero when it was handed out.
+    bool zeroed() const noexcept { return zeroed_; }
 
   private:
     friend class Pool;
-    Pool* pool_ = nullptr;
+    friend class PoolState;
+    PoolState* pool_ = nullptr;
     BufferView view_;
     uint64_t reserved_ = 0;  // bytes taken from the heap
     uint64_t elements_ = 0;
-    uint32_t heap_ = 0;
+    uint64_t heap_id_ = 0;
+    uint32_t heap_ = 0, node_ = 0, owner_ = 0;
     DType dtype_ = DType::F32;
     Tag tag_ = Tag::activations;
+    bool zeroed_ = false;
 };
 
-// The sub-allocator over heaps. Small allocations share heaps of kHeapBytes, large ones get a heap of their own, which
-// returns to the system when they are freed. Thread-safe.
+struct PoolOptions {
+    // How long an empty heap is kept, so that a run after a run allocates nothing. 0: not at all.
+    uint64_t grace_ns = 1'000'000'000;
+    // Monotonic nanoseconds. None: the system's clock, coarse where it has such a one (Linux: 1 to 10 ms).
+    std::function<uint64_t()> clock;
+    // Told what is left when the pool is destroyed before its allocations. None: see take_leak_reports.
+    std::function<void(std::span<const OwnerUse>)> on_leak;
+};
+
+// What pools left behind that had nobody to tell, since the last call; the newest few.
+std::vector<std::vector<OwnerUse>> take_leak_reports();
+
+// The sub-allocator over heaps, see Tlsf for its bounds. Thread-safe.
+//
+// Small allocations share heaps. Keys and values, which can be moved, share none with others as long as the budget
+// allows that. The first heap has kFirstHeapBytes (or what is asked for); each next one as many bytes as there are
+// already, up to kHeapBytes: a small model takes little, and n bytes take O(log n) heaps until heaps have full size.
+// Allocations of more than kHeapBytes / 2 get a heap each. A heap that is empty is kept for PoolOptions::grace_ns and
+// then given back: by the next operation, by trim, or at once when the budget, shared pools included, or the device
+// needs its bytes.
 class Pool {
   public:
     static constexpr uint64_t kAlignment = 256;
+    static constexpr uint64_t kFirstHeapBytes = uint64_t{256} << 10;
     static constexpr uint64_t kHeapBytes = uint64_t{8} << 20;
 
-    // A budget of 0 is none. It bounds heap bytes; mapped files are not counted, since the system can drop their pages.
-    Pool(std::shared_ptr<Backend> backend, uint64_t budget);
+    // A budget bounds heap bytes; mapped files are not counted, since the system can drop their pages. 0 is none.
+    Pool(std::shared_ptr<Backend> backend, uint64_t budget_bytes, PoolOptions options = {});
+    Pool(std::shared_ptr<Backend> backend, std::shared_ptr<Budget> budget, PoolOptions options = {});
+    // Reports allocations that still live, by owner; they stay usable.
     ~Pool();
     Pool(const Pool&) = delete;
     Pool& operator=(const Pool&) = delete;
 
     // `elements` of `dtype` (a multiple of its block). Throws OutOfMemory naming `owner` when the budget or the backend
     // refuses; nothing changes then.
-    Allocation allocate(DType dtype, uint64_t elements, Tag tag, std::string_view owner);
-    Allocation allocate_bytes(uint64_t bytes, Tag tag, std::string_view owner, Storage storage = Storage::shared);
+    Allocation allocate(DType dtype, uint64_t elements, Tag tag, std::string_view owner,
+                        Storage storage = Storage::shared, Contents contents = Contents::undefined);
+    // Zeroed bytes are filled only where they may hold something: not where a heap that was made of zeros is used for
+    // the first time.
+    Allocation allocate_bytes(uint64_t bytes, Tag tag, std::string_view owner, Storage storage = Storage::shared,
+                              Contents contents = Contents::undefined);
     // See Backend::check_idle: for parts of an allocation that its holder hands out again.
-    void check_idle(const BufferView& range, std::string_view owner) const { backend_->check_idle(range, owner); }
-    // Counts a zero-copy view of a file under Tag::weights.
+    void check_idle(const BufferView& range, std::string_view owner) const;
+    // Counts a zero-copy view of a file under Tag::weights, or no longer.
     void count_mapped(uint64_t bytes) noexcept;
+    void uncount_mapped(uint64_t bytes) noexcept;
 
+    // Gives back the heaps that have been empty for the grace period; returns their bytes. `now` is of the pool's
+    // clock.
+    uint64_t trim(uint64_t now) noexcept;
+    uint64_t trim() noexcept;
+    // All empty heaps, at once.
+    uint64_t drop_empty_heaps() noexcept;
+    // Nothing more is allocated in a heap that is draining, so that it can be emptied by moving what is in it. False
+    // where there is no such heap.
+    bool set_draining(uint64_t heap_id, bool draining) noexcept;
+
+    const std::shared_ptr<Budget>& budget() const noexcept;
     PoolStatistics statistics() const;
+    // In order of ids. O(allocations).
+    std::vector<HeapUse> heaps() const;
+    // The live allocations by owner, most bytes first.
+    std::vector<OwnerUse> leaks() const;
 
   private:
-    friend class Allocation;
-    struct Slot {
-        std::shared_ptr<Heap> heap;
-        std::unique_ptr<FreeList> ranges;  // null: a heap of one allocation
-    };
-
-    uint64_t divided_heap_bytes(uint64_t needed) const noexcept;
-    Allocation place(uint64_t reserved, std::string_view owner, Storage storage);
-    uint32_t add_heap(uint64_t bytes, std::string_view owner, Storage storage, bool divided);
-    void release(Allocation& allocation) noexcept;
-    void drop(Slot& slot) noexcept;
-    void drop_empty_heaps() noexcept;
-
-    std::shared_ptr<Backend> backend_;
-    mutable std::mutex mutex_;
-    std::vector<Slot> heaps_;
-    PoolStatistics statistics_;
+    const std::shared_ptr<PoolState> state_;
 };
 
 }  // namespace metallic

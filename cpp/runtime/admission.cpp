@@ -35,7 +35,8 @@ std::string Admission::what_would_fit(uint64_t tokens, uint64_t available) const
         }
         const double ratio = static_cast<double>(then) / static_cast<double>(std::max<uint64_t>(now, 1));
         if (ratio < 0.95 && static_cast<double>(cache_.bytes_for(tokens)) * ratio < static_cast<double>(available)) {
-            text += std::string(text.empty() ? "" : ", or ") + "keys and values in " + std::string(dtype_info(dtype).name);
+            text +=
+                std::string(text.empty() ? "" : ", or ") + "keys and values in " + std::string(dtype_info(dtype).name);
             break;
         }
     }
@@ -45,8 +46,8 @@ std::string Admission::what_would_fit(uint64_t tokens, uint64_t available) const
 void Admission::refuse(uint64_t tokens, uint64_t needed, uint64_t available) const {
     log_.record(MemoryAction::refuse, needed, "kv", "can never fit");
     throw OutOfMemory("the keys and values of " + std::to_string(tokens) + " tokens take " + std::to_string(needed) +
-                          " bytes, and " + std::to_string(available) + " can be had; what would fit: " +
-                          what_would_fit(tokens, available),
+                          " bytes, and " + std::to_string(available) +
+                          " can be had; what would fit: " + what_would_fit(tokens, available),
                       needed, available, "kv");
 }
 

@@ -96,8 +96,7 @@ Model::Model(std::shared_ptr<const ModelFile> file, std::shared_ptr<Backend> bac
         groups.push_back(
             {&pool_, backend_.get(), program_.groups[g], layouts_.back(), "kv/group." + std::to_string(g)});
     }
-    const Eviction eviction =
-        options_.eviction.value_or(device().deterministic ? Eviction::recompute : Eviction::save);
+    const Eviction eviction = options_.eviction.value_or(device().deterministic ? Eviction::recompute : Eviction::save);
     cache_ = std::make_unique<KvCache>(std::move(groups), options_.batch_tokens, eviction, log_);
     admission_ = std::make_unique<Admission>(*cache_, log_);
     compile();
@@ -238,11 +237,10 @@ KvCache::Room Model::add_run(Pass& pass, size_t index, uint32_t count) {
     sequence.in_flight = true;
     if (sequence.length() == 0) sequence.rope_extended = request.rope_extended;
     const uint32_t first_row = static_cast<uint32_t>(tokens_.size());
-    runs_.push_back(
-        {first_row, count, sequence.cached(), at.again ? sequence.rope_extended : request.rope_extended});
+    runs_.push_back({first_row, count, sequence.cached(), at.again ? sequence.rope_extended : request.rope_extended});
     for (size_t g = 0; g < layouts_.size(); ++g) tables_.push_back(sequence.table(g));
-    const std::span<const int32_t> tokens = at.again ? sequence.tokens().subspan(sequence.cached(), count)
-                                                     : request.tokens.subspan(at.done, count);
+    const std::span<const int32_t> tokens =
+        at.again ? sequence.tokens().subspan(sequence.cached(), count) : request.tokens.subspan(at.done, count);
     tokens_.insert(tokens_.end(), tokens.begin(), tokens.end());
     if (at.again || request.no_logits) return KvCache::Room::made;
     const bool ends = at.done + count == request.tokens.size();
@@ -292,8 +290,8 @@ void Model::commit_batch(Pass& pass, const float* gathered) {
 
 void Model::run_batch(Pass& pass) {
     // Straight to the caller when this batch's rows follow each other there; else through a buffer.
-    const bool direct = pass.requests.size() == 1 || (pass.requests.size() == runs_.size() &&
-                                                      output_rows_.size() == logit_rows(pass.requests));
+    const bool direct = pass.requests.size() == 1 ||
+                        (pass.requests.size() == runs_.size() && output_rows_.size() == logit_rows(pass.requests));
     Batch batch{tokens_, runs_, tables_, output_rows_, nullptr, pass.interrupted};
     if (direct) {
         batch.logits = pass.logits + pass.progress[0].result_row * vocabulary();
@@ -386,6 +384,7 @@ uint64_t Model::compact() {
 
 // Called by the residency manager's thread.
 void Model::balance() {
+    if (const uint64_t bytes = pool_.trim()) log_.record(MemoryAction::trim, bytes, "pool", "empty for a while");
     MemoryState state;
     const PoolStatistics use = pool_.statistics();
     state.limit = use.budget ? use.budget : device().memory_bytes;

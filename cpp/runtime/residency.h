@@ -13,8 +13,8 @@ namespace metallic {
 
 // What a policy decides from.
 struct MemoryState {
-    uint64_t limit = 0;       // the budget, or the device's recommended working set
-    uint64_t heap_bytes = 0;  // taken from the system
+    uint64_t limit = 0;                   // the budget, or the device's recommended working set
+    uint64_t heap_bytes = 0;              // taken from the system
     uint64_t kv_in_use = 0, kv_held = 0;  // bytes of pages: with tokens in them, and taken from the pool
     uint64_t idle_ns = 0;                 // since the last forward pass
     uint64_t weight_bytes = 0;            // of copies that can be made again from the file

@@ -45,7 +45,7 @@ class MetalKernels : public ::testing::Test {
     }
     Memory memory(uint64_t bytes) {
         Memory result;
-        result.heap = metal::allocate_heap(context, bytes, Storage::shared, "test", metal::Contents::zero);
+        result.heap = metal::allocate_heap(context, bytes, Storage::shared, "test", Contents::zero);
         result.heap->settle();
         result.binding = result.heap->bind(0, bytes);
         return result;

@@ -22,8 +22,7 @@ class SequenceTest : public ::testing::Test {
     PageStore windowed{pool, *backend, layout(), "kv/group.1"};
 
     std::unique_ptr<Sequence> sequence(uint32_t window = 100) {
-        return std::make_unique<Sequence>(std::vector<PageStore*>{&full, &windowed},
-                                          std::vector<uint32_t>{0, window});
+        return std::make_unique<Sequence>(std::vector<PageStore*>{&full, &windowed}, std::vector<uint32_t>{0, window});
     }
     static void grow(Sequence& sequence, uint32_t length) {
         sequence.reserve(length);

@@ -43,7 +43,7 @@ class CpuBackend final : public Backend {
 
     const DeviceInfo& device() const noexcept override { return device_; }
 
-    std::shared_ptr<Heap> create_heap(uint64_t bytes, Storage storage, std::string_view label) override {
+    std::shared_ptr<Heap> create_heap(uint64_t bytes, Storage storage, std::string_view label, Contents) override {
         if (storage == Storage::mapped) throw Error("a heap of mapped storage is a view: use wrap_host");
         return allocate_heap(ledger_, bytes, storage, label);
     }
@@ -73,6 +73,12 @@ class CpuBackend final : public Backend {
         check_view(from, "source");
         if (to.size() != from.bytes) throw Error("copy: source and target differ in size");
         if (!to.empty()) std::memmove(to.data(), reinterpret_cast<const void*>(from.address()), to.size());
+    }
+
+    void clear(BufferView range) override {
+        check_view(range, "range");
+        if (range.heap->storage() == Storage::mapped) throw Error("clear: the range is read-only");
+        if (range.bytes) std::memset(reinterpret_cast<void*>(range.address()), 0, range.bytes);
     }
 
     // Nothing is in flight once submit has returned.

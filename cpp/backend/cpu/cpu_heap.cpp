@@ -53,6 +53,7 @@ class AnonymousHeap final : public Heap {
     uint64_t address() const noexcept override { return reinterpret_cast<uint64_t>(memory_); }
     uint64_t bytes() const noexcept override { return bytes_; }
     Storage storage() const noexcept override { return storage_; }
+    bool made_zero() const noexcept override { return true; }  // the system's fresh pages are
 
   private:
     const std::shared_ptr<HeapLedger> ledger_;
@@ -70,6 +71,7 @@ class WrappedHeap final : public Heap {
     uint64_t address() const noexcept override { return reinterpret_cast<uint64_t>(memory_.data()); }
     uint64_t bytes() const noexcept override { return memory_.size(); }
     Storage storage() const noexcept override { return Storage::mapped; }
+    bool made_zero() const noexcept override { return false; }
 
   private:
     const std::shared_ptr<const void> owner_;

@@ -17,11 +17,12 @@ class MetalBackend final : public Backend {
 
     const DeviceInfo& device() const noexcept override { return context_->info; }
 
-    std::shared_ptr<Heap> create_heap(uint64_t bytes, Storage storage, std::string_view label) override {
+    std::shared_ptr<Heap> create_heap(uint64_t bytes, Storage storage, std::string_view label,
+                                      Contents contents) override {
         const AutoreleasePool pool;
         context_->check_usable("metal/heap");
         if (storage == Storage::mapped) throw Error("a heap of mapped storage is a view: use wrap_host");
-        return allocate_heap(context_, bytes, storage, label, Contents::zero);
+        return allocate_heap(context_, bytes, storage, label, contents);
     }
 
     std::shared_ptr<Heap> wrap_host(std::span<const std::byte> bytes, std::shared_ptr<const void> owner,
@@ -52,6 +53,12 @@ class MetalBackend final : public Backend {
         const AutoreleasePool pool;
         context_->check_usable("metal/download");
         transfers_.download(from, to);
+    }
+
+    void clear(BufferView range) override {
+        const AutoreleasePool pool;
+        context_->check_usable("metal/clear");
+        transfers_.clear(range);
     }
 
     void check_idle(const BufferView& range, std::string_view owner) const override {

@@ -27,8 +27,6 @@ class MetalHeap : public Heap {
     const std::shared_ptr<Context> context_;
 };
 
-enum class Contents : uint8_t { zero, undefined };
-
 // A placement heap with one buffer that spans it. `storage` as in Heap; mapped storage is written by its maker and read
 // by everybody else. Throws OutOfMemory.
 std::shared_ptr<MetalHeap> allocate_heap(const std::shared_ptr<Context>& context, uint64_t bytes, Storage storage,

@@ -44,6 +44,7 @@ class PlacementHeap final : public MetalHeap {
     uint64_t address() const noexcept override { return address_; }
     uint64_t bytes() const noexcept override { return bytes_; }
     Storage storage() const noexcept override { return storage_; }
+    bool made_zero() const noexcept override { return made_zero_; }
     Binding bind(uint64_t offset, uint64_t bytes) override {
         check_range(offset, bytes, bytes_);
         return {buffer_.get(), offset, bytes};
@@ -54,6 +55,7 @@ class PlacementHeap final : public MetalHeap {
     const uint64_t bytes_;
     const Storage storage_;
     const std::string label_;
+    bool made_zero_ = false;
     uint64_t reserved_ = 0;
     uint64_t address_ = 0;
     Ref<id<MTLHeap>> heap_;
@@ -100,6 +102,7 @@ void PlacementHeap::allocate() {
 // Shared memory is filled by the host. The fill of private memory runs on the GPU ahead of all later work; the host
 // waits for it only in settle.
 void PlacementHeap::begin_zero_fill() {
+    made_zero_ = true;
     if (storage_ != Storage::exclusive) {
         std::memset([buffer_.get() contents], 0, [buffer_.get() length]);
         return;
@@ -157,6 +160,7 @@ class MappedHeap final : public MetalHeap {
     uint64_t address() const noexcept override { return address_; }
     uint64_t bytes() const noexcept override { return bytes_.size(); }
     Storage storage() const noexcept override { return Storage::mapped; }
+    bool made_zero() const noexcept override { return false; }
     Binding bind(uint64_t offset, uint64_t bytes) override {
         check_range(offset, bytes, bytes_.size());
         const std::lock_guard lock(mutex_);

@@ -24,6 +24,7 @@ class Transfers {
     void upload(std::span<const std::byte> from, const BufferView& to);
     void download(const BufferView& from, std::span<std::byte> to);
     void copy(const BufferView& from, const BufferView& to);
+    void clear(const BufferView& range);
 
   private:
     struct Stage {
@@ -36,6 +37,7 @@ class Transfers {
     // Waits for a stage's copy; what went wrong is kept for finish.
     void settle(Stage& stage);
     void blit(const Binding& from, const Binding& to, Stage& stage);
+    void fill(const Binding& range);
     // Forgets a copy that an exception cut short.
     void begin();
     // Waits for all stages and throws what went wrong.
@@ -47,6 +49,7 @@ class Transfers {
     const std::shared_ptr<Context> context_;
     std::mutex mutex_;
     std::array<Stage, kStages> stages_;
+    std::unique_ptr<Completion> cleared_;
     uint64_t turn_ = 0;
     std::exception_ptr failed_;
 };

@@ -173,4 +173,41 @@ void Transfers::copy(const BufferView& from, const BufferView& to) {
     finish();
 }
 
+// Shared memory, and the bytes of a first or last word that the range does not fill, are written by the host.
+void Transfers::clear(const BufferView& range) {
+    MetalHeap& heap = heap_of(range, *context_, "range");
+    if (heap.storage() == Storage::mapped) throw Error("clear: the range is read-only");
+    if (range.bytes == 0) return;
+    if (heap.host()) {
+        context_->wait_idle();
+        std::memset(heap.host() + range.offset, 0, range.bytes);
+        return;
+    }
+    const Binding whole = heap.bind(range.offset, range.bytes);
+    const std::lock_guard lock(mutex_);
+    begin();
+    const uint64_t before = std::min((kWord - whole.offset % kWord) % kWord, whole.bytes);
+    const uint64_t words = (whole.bytes - before) / kWord * kWord;
+    constexpr std::array<std::byte, kWord> kZeros{};
+    if (before) stage_in(std::span(kZeros).first(before), whole.at(0, before));
+    if (words && !failed_) fill(whole.at(before, words));
+    const uint64_t after = whole.bytes - before - words;
+    if (after && !failed_) stage_in(std::span(kZeros).first(after), whole.at(before + words, after));
+    finish();
+}
+
+// Whole words.
+void Transfers::fill(const Binding& range) {
+    if (!cleared_) cleared_ = std::make_unique<Completion>(context_->progress());
+    uint64_t number = 0;
+    {
+        Context::Commands commands(*context_, @"clear", Context::Commands::Lifetimes::kept_by_caller);
+        [commands.blit() fillBuffer:range.buffer range:NSMakeRange(range.offset, range.bytes) value:0];
+        number = commands.commit(*cleared_);
+    }
+    cleared_->wait(number);
+    const std::exception_ptr failed = context_->judge(cleared_->outcome(), "metal/clear", range.bytes);
+    if (failed && !failed_) failed_ = failed;
+}
+
 }  // namespace metallic::metal

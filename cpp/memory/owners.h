@@ -1,0 +1,44 @@
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <string>
+#include <string_view>
+#include <unordered_map>
+#include <vector>
+
+namespace metallic {
+
+// The live allocations of one owner, which is a scope or a tensor.
+struct OwnerUse {
+    std::string owner;
+    uint64_t allocations = 0;
+    uint64_t bytes = 0;
+};
+
+// Names of owners, each kept once and known by a number while it has allocations. A name that is known costs a look-up
+// and no copy. Of names without allocations at most about kIdle are kept, so that names such as those of requests do
+// not pile up.
+class Owners {
+  public:
+    static constexpr size_t kIdle = 1024;
+
+    uint32_t find_or_add(std::string_view name);
+    void count(uint32_t owner, uint64_t bytes) noexcept;
+    void uncount(uint32_t owner, uint64_t bytes) noexcept;
+    const std::string& name(uint32_t owner) const noexcept { return uses_[owner].owner; }
+    size_t known() const noexcept { return by_name_.size(); }
+    // Those with live allocations, most bytes first.
+    std::vector<OwnerUse> live() const;
+
+  private:
+    void forget_idle() noexcept;
+
+    std::deque<OwnerUse> uses_;  // stays in place: the map's keys are views of the names
+    std::unordered_map<std::string_view, uint32_t> by_name_;
+    std::vector<uint32_t> unused_;
+    uint32_t last_ = ~uint32_t{0};
+    size_t idle_ = 0;
+};
+
+}  // namespace metallic
