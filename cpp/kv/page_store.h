@@ -24,6 +24,7 @@ class PageStore {
     void give(uint64_t page);
     uint32_t references(uint64_t page) const { return slabs_[find(page)].references[slot(page)]; }
     BufferView view(uint64_t page) const;
+    void copy(uint64_t from, uint64_t to) { pool_.copy(view(from), view(to)); }
 
     uint64_t pages_in_use() const noexcept { return in_use_; }
     uint64_t pages_held() const noexcept { return held_; }  // in slabs, in use or not

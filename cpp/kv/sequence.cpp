@@ -83,7 +83,7 @@ void Sequence::own_last_page(Table& table) {
     uint64_t& page = table.pages[length_ / kPageTokens - table.first_page];
     if (table.store->references(page) == 1) return;
     const uint64_t own = table.store->take();
-    backend_.copy(table.store->view(page), table.store->view(own));
+    table.store->copy(page, own);
     table.store->give(page);
     page = own;
 }

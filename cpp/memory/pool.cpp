@@ -17,6 +17,20 @@ uint64_t PoolStatistics::current() const noexcept {
     return sum;
 }
 
+PoolStatistics& PoolStatistics::operator+=(const PoolStatistics& other) noexcept {
+    for (size_t i = 0; i < tags.size(); ++i) {
+        tags[i].current += other.tags[i].current;
+        tags[i].peak += other.tags[i].peak;
+        tags[i].allocations += other.tags[i].allocations;
+    }
+    heaps += other.heaps;
+    heap_bytes += other.heap_bytes;
+    mapped_bytes += other.mapped_bytes;
+    free_bytes += other.free_bytes;
+    largest_free = std::max(largest_free, other.largest_free);
+    return *this;
+}
+
 double PoolStatistics::fragmentation() const noexcept {
     return free_bytes == 0 ? 0.0 : 1.0 - static_cast<double>(largest_free) / static_cast<double>(free_bytes);
 }

@@ -33,6 +33,8 @@ struct PoolStatistics {
     uint64_t budget = 0;  // 0: none
 
     uint64_t current() const noexcept;
+    // Of another pool, for the same purposes; peaks are added, which they may not have had at one time.
+    PoolStatistics& operator+=(const PoolStatistics& other) noexcept;
     // 0: all free bytes are one range; towards 1: many small ones.
     double fragmentation() const noexcept;
 };
@@ -84,6 +86,8 @@ class Pool {
     Allocation allocate_bytes(uint64_t bytes, Tag tag, std::string_view owner, Storage storage = Storage::shared);
     // See Backend::check_idle: for parts of an allocation that its holder hands out again.
     void check_idle(const BufferView& range, std::string_view owner) const { backend_->check_idle(range, owner); }
+    // Within this pool's device; see Backend::copy.
+    void copy(BufferView from, BufferView to) { backend_->copy(from, to); }
     // Counts a zero-copy view of a file under Tag::weights.
     void count_mapped(uint64_t bytes) noexcept;
 

@@ -20,6 +20,18 @@ bool is_kv_dtype(DType dtype) {
     return dtype == DType::F32 || dtype == DType::F16 || dtype == DType::BF16 || dtype == DType::Q8_0;
 }
 
+const ModelOptions& checked(const ModelOptions& options) {
+    if (options.batch_tokens == 0 || options.batch_tokens > 65536) {
+        throw RequestError("batch_tokens must lie between 1 and 65536");
+    }
+    if (options.context_length == 0) throw RequestError("the context length must be at least 1");
+    if (!is_kv_dtype(options.kv_dtype)) {
+        throw RequestError("keys and values cannot be kept in " + std::string(dtype_info(options.kv_dtype).name) +
+                           "; F32, F16, BF16 and Q8_0 are supported");
+    }
+    return options;
+}
+
 void check_idle(const Sequence& sequence) {
     if (sequence.busy) throw RequestError("the sequence is in use by a forward pass");
 }
@@ -50,42 +62,52 @@ class Model::Hold {
 Model::Model(std::shared_ptr<const ModelFile> file, std::shared_ptr<Backend> backend, const Program& program,
              const ModelOptions& options)
     : file_(std::move(file)),
-      backend_(std::move(backend)),
-      options_(options),
-      program_(plan_program(program)),
-      pool_(backend_, options.memory_budget) {
-    if (options_.batch_tokens == 0 || options_.batch_tokens > 65536) {
-        throw RequestError("batch_tokens must lie between 1 and 65536");
+      options_(checked(options)),
+      placed_(plan(program, backend->device(), options_)),
+      backend_(placed_.placement.on(kDevice) ? std::move(backend) : placed_.host),
+      program_(placed_.program),
+      pool_(backend_, options.memory_budget),
+      max_outputs_(max_outputs(program_, options_.batch_tokens)) {
+    std::vector<StagedPlan::Device> devices(2);
+    const uint32_t first = placed_.placement.on(kDevice) ? kDevice : kHost;
+    devices[first] = {backend_, &pool_};
+    if (first == kDevice && placed_.host) {
+        host_pool_ = std::make_unique<Pool>(placed_.host, options.memory_budget);
+        devices[kHost] = {placed_.host, host_pool_.get()};
     }
-    if (options_.context_length == 0) throw RequestError("the context length must be at least 1");
-    if (!is_kv_dtype(options_.kv_dtype)) {
-        throw RequestError("keys and values cannot be kept in " + std::string(dtype_info(options_.kv_dtype).name) +
-                           "; F32, F16, BF16 and Q8_0 are supported");
+    plan_ = std::make_unique<StagedPlan>(
+        program_, placed_.placement, file_, devices,
+        StagedPlan::Options{options_.batch_tokens, max_outputs_, options_.kv_dtype, options_.precision, &events_});
+    for (const StagedPlan::Group& group : plan_->groups()) {
+        const std::string owner = "kv/group." + std::to_string(stores_.size());
+        stores_.push_back(std::make_unique<PageStore>(*devices[group.device].pool, group.layout, owner));
     }
-    weights_ = std::make_unique<Weights>(file_, backend_, pool_, program_, options_.weights);
-    for (size_t g = 0; g < program_.groups.size(); ++g) {
-        layouts_.push_back(KvLayout::of(program_.groups[g], options_.kv_dtype));
-        stores_.push_back(std::make_unique<PageStore>(pool_, layouts_.back(), "kv/group." + std::to_string(g)));
-    }
-    compile();
 }
 
 Model::~Model() = default;
 
-void Model::compile() {
-    max_outputs_ = max_outputs(program_, options_.batch_tokens);
-    CompileInputs inputs;
-    inputs.program = &program_;
-    inputs.weights = weights_->views();
-    inputs.kv = layouts_;
-    inputs.arena_layout = layout_arena(program_, options_.batch_tokens, max_outputs_);
-    arena_ = pool_.allocate_bytes(inputs.arena_layout.bytes, Tag::activations, "activations");
-    inputs.arena = arena_.view();
-    inputs.max_tokens = options_.batch_tokens;
-    inputs.max_outputs = max_outputs_;
-    inputs.precision = options_.precision;
-    inputs.events = &events_;
-    plan_ = backend_->compile(inputs);
+Placement Model::place(Program& traced, const DeviceInfo& device, const ModelOptions& options) {
+    std::vector<KvLayout> kv;
+    for (const CacheGroup& group : traced.groups) kv.push_back(KvLayout::of(group, options.kv_dtype));
+    PlacementLimits limits;
+    limits.device_is_host = device.is_host || !options.host;
+    limits.unified_memory = device.unified_memory;
+    limits.device_memory = device.memory_bytes;
+    limits.memory_budget = options.memory_budget;
+    limits.context = options.placement_context ? options.placement_context : options.context_length;
+    limits.batch_tokens = options.batch_tokens;
+    limits.activations = activation_bytes(plan_program(traced), options.batch_tokens);
+    limits.kv = kv;
+    return place_weights(traced, options.placement, limits);
+}
+
+Model::Placed Model::plan(const Program& traced, const DeviceInfo& device, const ModelOptions& options) {
+    Placed placed;
+    Program program = traced;
+    placed.placement = place(program, device, options);
+    placed.program = plan_program(program);
+    if (placed.placement.on(kHost)) placed.host = options.host();
+    return placed;
 }
 
 uint64_t Model::activation_bytes(const Program& planned, uint32_t batch_tokens) {
@@ -104,7 +126,7 @@ std::shared_ptr<Sequence> Model::create_sequence() {
     std::vector<uint32_t> windows;
     for (size_t g = 0; g < stores_.size(); ++g) {
         stores.push_back(stores_[g].get());
-        windows.push_back(program_.groups[g].window);
+        windows.push_back(plan_->groups()[g].group.window);
     }
     return own(std::make_unique<Sequence>(*backend_, std::move(stores), std::move(windows)));
 }
@@ -229,8 +251,7 @@ bool Model::submit_next(std::span<const RunRequest> requests, std::span<Progress
     }
     submitting_ = std::this_thread::get_id();
     try {
-        weights_->upload(interrupted);
-        backend_->wait(backend_->submit(*plan_, batch));
+        plan_->run(batch);
     } catch (...) {
         submitting_ = std::thread::id();
         throw;
@@ -251,20 +272,35 @@ void Model::forward(std::span<const RunRequest> requests, float* logits, const s
     }
 }
 
+PoolStatistics Model::memory() const {
+    PoolStatistics use = pool_.statistics();
+    if (host_pool_) use += host_pool_->statistics();
+    return use;
+}
+
+uint64_t Model::evict_weights() {
+    if (submitting_ == std::this_thread::get_id()) {
+        throw RequestError("a signal handler cannot move the weights of the forward pass that it interrupts");
+    }
+    const std::lock_guard submission(submission_);
+    return plan_->evict_weights();
+}
+
 std::vector<Model::GroupUse> Model::kv_use() const {
     const std::lock_guard lock(pages_);
     std::vector<GroupUse> result;
     result.reserve(stores_.size());
     for (size_t g = 0; g < stores_.size(); ++g) {
-        result.push_back({program_.groups[g].window, program_.groups[g].layers, layouts_[g].page_bytes,
-                          stores_[g]->pages_in_use(), stores_[g]->pages_held()});
+        const StagedPlan::Group& group = plan_->groups()[g];
+        result.push_back({group.group.window, group.group.layers, group.layout.page_bytes, stores_[g]->pages_in_use(),
+                          stores_[g]->pages_held()});
     }
     return result;
 }
 
 uint64_t Model::kv_bytes_per_token() const noexcept {
     uint64_t bytes = 0;
-    for (const KvLayout& layout : layouts_) bytes += layout.page_bytes / kPageTokens;
+    for (const StagedPlan::Group& group : plan_->groups()) bytes += group.layout.page_bytes / kPageTokens;
     return bytes;
 }
 
