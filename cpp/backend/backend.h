@@ -38,7 +38,8 @@ inline constexpr int kTags = 4;
 struct DeviceInfo {
     std::string backend;  // "cpu", "metal"
     std::string name;
-    std::string detail;  // instruction set or GPU families
+    std::string detail;    // instruction set or GPU families
+    bool is_host = false;  // it computes on the host's processor
     bool unified_memory = true;
     bool half_arithmetic = false;
     bool bfloat16_arithmetic = false;
@@ -167,6 +168,9 @@ struct BackendOptions {
     std::string device = "auto";  // "auto", "cpu", "metal"
     uint32_t threads = 0;         // 0: all cores
 };
+
+// The backend of the host's own processor, which every build has.
+std::unique_ptr<Backend> create_host_backend(uint32_t threads);
 
 // The devices that this build can use on this machine, best first.
 std::vector<DeviceInfo> list_devices();

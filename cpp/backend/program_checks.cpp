@@ -139,8 +139,14 @@ const RopeTable& ProgramChecks::rope(RopeId id, uint32_t head_size) const {
 void ProgramChecks::check_program() {
     check(inputs.max_tokens > 0 && inputs.max_outputs <= inputs.max_tokens,
           "a plan for no tokens, or for too many outputs");
-    check(program.logits < program.values.size(), "a program without logits");
-    check(program.values[program.logits].rows == Rows::outputs, "logits of all tokens");
+    if (program.logits == kNone) {
+        check(!program.outputs.empty(), "a program without logits");
+    } else {
+        check(program.logits < program.values.size(), "logits that do not exist");
+        check(program.values[program.logits].rows == Rows::outputs, "logits of all tokens");
+    }
+    for (const ValueId id : program.inputs) value(id);
+    for (const ValueId id : program.outputs) value(id);
     check(inputs.arena_layout.offsets.size() == program.values.size(), "an arena laid out for other values");
     for (const Step& step : program.steps) {
         enter(step);
@@ -161,6 +167,8 @@ void ProgramChecks::check_values() {
                   (arena.address() + offsets[id]) % sizeof(float) == 0,
               "a value outside of the arena");
     };
+    for (const ValueId id : program.inputs) inside(id);
+    for (const ValueId id : program.outputs) inside(id);
     for (const Step& step : program.steps) {
         enter(step);
         for_each_read(step.op, inside);

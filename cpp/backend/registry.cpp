@@ -16,6 +16,10 @@ std::vector<DeviceInfo> list_devices() {
     return devices;
 }
 
+std::unique_ptr<Backend> create_host_backend(uint32_t threads) {
+    return cpu::create_backend(threads);
+}
+
 std::unique_ptr<Backend> create_backend(const BackendOptions& options) {
 #ifdef METALLIC_METAL
     if (options.device == "metal" || (options.device == "auto" && metal::device_info())) {

@@ -11,5 +11,6 @@ void bind_kernels(nanobind::module_& m);
 void bind_sampling(nanobind::module_& m);
 void bind_builder(nanobind::module_& m);
 void bind_model(nanobind::module_& m);
+void bind_placement(nanobind::module_& m);
 
 }  // namespace metallic

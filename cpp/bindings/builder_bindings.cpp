@@ -52,6 +52,7 @@ std::vector<Builder::WeightSource> weight_sources(const ModelFile& file) {
 struct Scope {
     Builder* builder;
     std::string name;
+    uint32_t block;
 };
 
 template <typename Enum, size_t N>
@@ -119,7 +120,7 @@ void bind_handles(nb::module_& m) {
             },
             nb::arg("first_row"), nb::arg("count"), "A view of `count` rows.");
     nb::class_<Scope>(m, "Scope")
-        .def("__enter__", [](Scope& scope) { scope.builder->enter_scope(scope.name); })
+        .def("__enter__", [](Scope& scope) { scope.builder->enter_scope(scope.name, scope.block); })
         .def(
             "__exit__", [](Scope& scope, nb::args) { scope.builder->leave_scope(); },
             nb::sig("def __exit__(self, *args: object) -> None"));
@@ -151,8 +152,12 @@ void bind_builder(nb::module_& m) {
             },
             nb::arg("file"))
         .def(
-            "scope", [](Builder& b, std::string name) { return Scope{&b, std::move(name)}; }, nb::arg("name"),
-            nb::keep_alive<0, 1>())
+            "scope",
+            [](Builder& b, std::string name, std::optional<uint32_t> block) {
+                return Scope{&b, std::move(name), block.value_or(kNoBlock)};
+            },
+            nb::arg("name"), nb::arg("block") = nb::none(), nb::keep_alive<0, 1>(),
+            "Names what is recorded within. `block` says that it is that block of the model.")
         .def(
             "weight",
             [](Builder& b, const std::string& name, O rows, O cols, O experts) {

@@ -1,4 +1,5 @@
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
@@ -10,6 +11,7 @@
 
 #include "backend/backend.h"
 #include "bindings/bindings.h"
+#include "bindings/placement_dict.h"
 #include "core/error.h"
 #include "program/planner.h"
 #include "runtime/model.h"
@@ -158,14 +160,15 @@ nb::list event_list(Model& model) {
 std::shared_ptr<Model> make_model(std::shared_ptr<ModelFile> file, const Program& program, uint32_t context_length,
                                   const std::string& device, uint32_t threads, const std::string& kv_type,
                                   uint32_t batch_tokens, uint64_t memory_budget, const std::string& weights,
-                                  const std::string& precision, const std::string& eviction) {
+                                  const std::string& precision, std::optional<uint32_t> gpu_layers,
+                                  uint32_t placement_context, const std::string& eviction) {
     const DTypeInfo* kv = find_dtype(std::string_view(kv_type));
     if (!kv) throw RequestError("no such type for keys and values: " + kv_type);
-    if (weights != "mapped" && weights != "private") {
-        throw RequestError("weights are placed \"mapped\" or \"private\", not \"" + weights + "\"");
-    }
     ModelOptions options;
-    options.weights = weights == "mapped" ? WeightPlacement::mapped : WeightPlacement::exclusive;
+    options.placement = PlacementRules::parse(weights);
+    if (gpu_layers) options.placement.set_device_layers(*gpu_layers);
+    options.placement_context = placement_context;
+    options.host = [threads] { return create_host_backend(threads); };
     options.kv_dtype = kv->dtype;
     options.context_length = context_length;
     options.batch_tokens = batch_tokens;
@@ -253,7 +256,8 @@ void bind_model(nb::module_& m) {
         .def(nb::new_(&make_model), nb::arg("file"), nb::arg("program"), nb::arg("context_length"),
              nb::arg("device") = "auto", nb::arg("threads") = 0, nb::arg("kv_type") = "F16",
              nb::arg("batch_tokens") = 512, nb::arg("memory_budget") = 0, nb::arg("weights") = "mapped",
-             nb::arg("precision") = "auto", nb::arg("eviction") = "auto")
+             nb::arg("precision") = "auto", nb::arg("gpu_layers") = nb::none(), nb::arg("placement_context") = 0,
+             nb::arg("eviction") = "auto")
         .def("create_sequence",
              [](const std::shared_ptr<Model>& model) { return SequenceHandle(model, model->create_sequence()); })
         .def("forward", &forward, nb::arg("sequences"), nb::arg("tokens"), nb::arg("logit_modes"), nb::arg("extended"),
@@ -288,6 +292,16 @@ void bind_model(nb::module_& m) {
                 return steps;
             },
             nb::sig("def plan(self) -> list[tuple[str, str]]"), "(operation, scope) of each planned step.")
+        .def_prop_ro(
+            "placement",
+            [](const Model& model) {
+                return placement_dict(model.placement(),
+                                      [&](const Placement::Stage& stage) { return model.device_of(stage).backend; });
+            },
+            nb::sig("def placement(self) -> dict[str, object]"))
+        .def("evict_weights", &Model::evict_weights, nb::call_guard<nb::gil_scoped_release>(),
+             "Frees the copies of weights that are not mapped, and returns their bytes. The next forward pass makes "
+             "room for them, compiles the program and uploads them again.")
         .def("memory", &memory_dict, nb::sig("def memory(self) -> dict[str, object]"))
         .def("memory_events", &memory_events,
              nb::sig("def memory_events(self) -> list[tuple[int, str, int, str, str]]"),

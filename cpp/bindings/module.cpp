@@ -8,4 +8,5 @@ NB_MODULE(_native, m) {
     metallic::bind_sampling(m);
     metallic::bind_builder(m);
     metallic::bind_model(m);
+    metallic::bind_placement(m);
 }

@@ -1,5 +1,7 @@
 #include "memory/statistics.h"
 
+#include <algorithm>
+
 namespace metallic {
 
 const char* tag_name(Tag tag) noexcept {
@@ -11,6 +13,25 @@ uint64_t PoolStatistics::current() const noexcept {
     uint64_t sum = 0;
     for (const TagUse& use : tags) sum += use.current;
     return sum;
+}
+
+PoolStatistics& PoolStatistics::operator+=(const PoolStatistics& other) noexcept {
+    for (size_t i = 0; i < tags.size(); ++i) {
+        tags[i].current += other.tags[i].current;
+        tags[i].peak += other.tags[i].peak;
+        tags[i].allocations += other.tags[i].allocations;
+        tags[i].live += other.tags[i].live;
+        tags[i].average += other.tags[i].average;
+    }
+    heaps += other.heaps;
+    heap_bytes += other.heap_bytes;
+    heap_peak += other.heap_peak;
+    heaps_created += other.heaps_created;
+    empty_heaps += other.empty_heaps;
+    mapped_bytes += other.mapped_bytes;
+    free_bytes += other.free_bytes;
+    largest_free = std::max(largest_free, other.largest_free);
+    return *this;
 }
 
 double PoolStatistics::fragmentation() const noexcept {

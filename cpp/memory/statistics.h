@@ -36,6 +36,8 @@ struct PoolStatistics {
     uint64_t elapsed_ns = 0;   // since the pool was made
 
     uint64_t current() const noexcept;
+    // Of a pool that shares the budget, on another device. Peaks are added, which they may not have had at one time.
+    PoolStatistics& operator+=(const PoolStatistics& other) noexcept;
     // 0: all free bytes are one range; towards 1: many small ones.
     double fragmentation() const noexcept;
 };

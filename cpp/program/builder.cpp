@@ -38,9 +38,9 @@ ValueId Builder::value(uint64_t width_) {
     return static_cast<ValueId>(program_.values.size() - 1);
 }
 
-void Builder::enter_scope(std::string_view name) {
+void Builder::enter_scope(std::string_view name, uint32_t block) {
     if (name.empty()) refuse("an empty scope name");
-    scopes_.push_back(program_.scopes.child(scopes_.back(), name));
+    scopes_.push_back(program_.scopes.child(scopes_.back(), name, block));
 }
 
 void Builder::leave_scope() {
@@ -62,7 +62,8 @@ std::optional<WeightRows> Builder::find(const std::string& name, uint64_t rows, 
     }
     auto [used, inserted] = used_.try_emplace(name, static_cast<WeightId>(program_.weights.size()));
     if (inserted) {
-        program_.weights.push_back({source.name, source.dtype, source.cols, source.rows, source.experts});
+        program_.weights.push_back({source.name, source.dtype, source.cols, source.rows, source.experts,
+                                    program_.scopes.block(scopes_.back())});
     }
     return WeightRows{used->second, 0, static_cast<uint32_t>(source.rows)};
 }

@@ -24,7 +24,8 @@ class Builder {
 
     Builder(std::string file, std::vector<WeightSource> sources);
 
-    void enter_scope(std::string_view name);
+    // `block`: the scope is that block of the model, and the weights first named in it are the block's.
+    void enter_scope(std::string_view name, uint32_t block = kNoBlock);
     void leave_scope();
 
     // A dimension of 0 is not checked.
@@ -64,7 +65,7 @@ class Builder {
     void check_experts(WeightRows weight, uint64_t experts) const;
     WeightId vector_weight(WeightRows weight, uint64_t length, const char* role) const;
     ValueId value(uint64_t width);
-    void step(const StepOp& op) { program_.steps.push_back({op, scopes_.back()}); }
+    void step(const StepOp& op) { program_.steps.push_back({op, scopes_.back(), 0}); }
 
     std::string file_;
     std::vector<WeightSource> sources_;

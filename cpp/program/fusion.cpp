@@ -19,10 +19,10 @@ class Graph {
     T* get(size_t index) {
         return steps_[index] ? std::get_if<T>(&steps_[index]->op) : nullptr;
     }
-    // The step of type T that writes `id`; null when another kind does.
+    // The step of type T that writes `id` in the same stage as step `reader`; null when another kind does.
     template <typename T>
-    T* writer(ValueId id, size_t* index = nullptr) {
-        if (id == kNone || writers_[id] == kNone) return nullptr;
+    T* writer(ValueId id, size_t reader, size_t* index = nullptr) {
+        if (id == kNone || writers_[id] == kNone || !same_stage(writers_[id], reader)) return nullptr;
         if (index) *index = writers_[id];
         return get<T>(writers_[id]);
     }
@@ -31,7 +31,10 @@ class Graph {
 
     void erase(size_t index) { steps_[index].reset(); }
     ScopeId scope(size_t index) const { return steps_[index]->scope; }
-    void replace(size_t index, const StepOp& op, ScopeId scope) { steps_[index] = Step{op, scope}; }
+    bool same_stage(size_t a, size_t b) const { return steps_[a]->stage == steps_[b]->stage; }
+    void replace(size_t index, const StepOp& op, ScopeId scope) {
+        steps_[index] = Step{op, scope, steps_[index]->stage};
+    }
 
     void rebuild() {
         writers_.assign(program_.values.size(), kNone);
@@ -65,8 +68,8 @@ bool is_plain(const LinearStep& linear) {
 template <typename Linear>
 bool fuse_gate(Graph& graph, size_t index, const GatedActivationStep& act) {
     size_t gate_index = 0, up_index = 0;
-    const Linear* gate = graph.writer<Linear>(act.gate, &gate_index);
-    const Linear* up = graph.writer<Linear>(act.up, &up_index);
+    const Linear* gate = graph.writer<Linear>(act.gate, index, &gate_index);
+    const Linear* up = graph.writer<Linear>(act.up, index, &up_index);
     if (!gate || !up || gate == up || gate->in != up->in) return false;
     if (gate->part_count != 1 || up->part_count != 1 || gate->gated || up->gated) return false;
     if (!graph.read_once(act.gate) || !graph.read_once(act.up)) return false;
@@ -103,7 +106,7 @@ void fuse_gates(Graph& graph) {
 template <typename Producer>
 bool fuse_residual_into(Graph& graph, size_t index, const AddStep& add, ValueId produced, ValueId other) {
     size_t at = 0;
-    const Producer* producer = graph.writer<Producer>(produced, &at);
+    const Producer* producer = graph.writer<Producer>(produced, index, &at);
     if (!producer || !graph.read_once(produced) || producer->residual != kNone) return false;
     if constexpr (std::is_same_v<Producer, LinearStep>) {
         if (!is_plain(*producer)) return false;
@@ -147,6 +150,7 @@ void fuse_shared_inputs(Graph& graph) {
         for (const uint32_t sibling : siblings) {
             const auto* other = graph.get<LinearStep>(sibling);
             if (sibling <= i || !other || !is_plain(*other) || fused.part_count == kMaxLinearParts) continue;
+            if (!graph.same_stage(sibling, i)) continue;
             fused.parts[fused.part_count++] = other->parts[0];
             graph.erase(sibling);
         }
@@ -162,7 +166,7 @@ void fuse_norm_prologues(Graph& graph) {
         auto* linear = graph.get<LinearStep>(i);
         if (!linear || linear->norm.enabled) continue;
         size_t at = 0;
-        const NormStep* norm = graph.writer<NormStep>(linear->in, &at);
+        const NormStep* norm = graph.writer<NormStep>(linear->in, i, &at);
         if (!norm || !graph.read_once(linear->in) || norm->residual != kNone) continue;
         if (norm->group != graph.program().values[norm->in].width) continue;
         linear->norm = {norm->weight, norm->epsilon, true};
@@ -180,17 +184,17 @@ struct HeadChain {
     std::vector<size_t> steps;
 };
 
-HeadChain head_chain(Graph& graph, ValueId id, uint32_t head_size) {
+HeadChain head_chain(Graph& graph, ValueId id, size_t write, uint32_t head_size) {
     HeadChain chain;
     chain.source = id;
     size_t at = 0;
-    const RopeStep* rope = graph.writer<RopeStep>(id, &at);
+    const RopeStep* rope = graph.writer<RopeStep>(id, write, &at);
     if (rope && rope->head_size == head_size && graph.read_once(id)) {
         chain.rope = rope;
         chain.source = rope->in;
         chain.steps.push_back(at);
     }
-    const NormStep* norm = graph.writer<NormStep>(chain.source, &at);
+    const NormStep* norm = graph.writer<NormStep>(chain.source, write, &at);
     if (norm && norm->group == head_size && norm->residual == kNone && norm->weight != kNone &&
         graph.read_once(chain.source)) {
         chain.norm = norm;
@@ -206,11 +210,14 @@ void fuse_kv_writes(Graph& graph) {
         auto* write = graph.get<KvWriteStep>(i);
         if (!write || write->q != kNone) continue;
         AttentionStep* attention = nullptr;
-        for (size_t j = i + 1; j < graph.size() && !attention; ++j) attention = graph.get<AttentionStep>(j);
-        if (!attention || attention->group != write->group || attention->layer != write->layer) continue;
+        size_t at = i;
+        while (!attention && ++at < graph.size()) attention = graph.get<AttentionStep>(at);
+        if (!attention || !graph.same_stage(at, i) || attention->group != write->group ||
+            attention->layer != write->layer)
+            continue;
         const uint32_t head_size = graph.program().groups[write->group].head_size;
-        HeadChain q = head_chain(graph, attention->q, head_size);
-        HeadChain k = head_chain(graph, write->k, head_size);
+        HeadChain q = head_chain(graph, attention->q, i, head_size);
+        HeadChain k = head_chain(graph, write->k, i, head_size);
         if (!q.rope && !q.norm) continue;
         if ((q.rope != nullptr) != (k.rope != nullptr) || (q.rope && q.rope->rope != k.rope->rope)) continue;
         if (q.norm && k.norm && q.norm->epsilon != k.norm->epsilon) continue;

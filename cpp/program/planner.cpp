@@ -65,7 +65,9 @@ void narrow_to_outputs(Program& program) {
                 if (selected[id] == kNone) {
                     selected[id] = static_cast<ValueId>(program.values.size());
                     program.values.push_back({program.values[id].width, Rows::outputs});
-                    steps.push_back({SelectStep{id, selected[id]}, step.scope});
+                    // In the stage before, if this step opens one: then only the rows asked for cross.
+                    const uint32_t stage = steps.empty() ? step.stage : steps.back().stage;
+                    steps.push_back({SelectStep{id, selected[id]}, step.scope, stage});
                 }
                 replace_reads(step.op, id, selected[id]);
             }
@@ -76,7 +78,7 @@ void narrow_to_outputs(Program& program) {
     if (program.values[program.logits].rows == Rows::tokens) {
         const ValueId out = static_cast<ValueId>(program.values.size());
         program.values.push_back({program.values[program.logits].width, Rows::outputs});
-        steps.push_back({SelectStep{program.logits, out}, 0});
+        steps.push_back({SelectStep{program.logits, out}, 0, steps.back().stage});
         program.logits = out;
     }
     program.steps = std::move(steps);
@@ -117,7 +119,10 @@ std::vector<Interval> live_intervals(const Program& program, const std::vector<V
         for_each_read(program.steps[i].op, touch);
         for_each_write(program.steps[i].op, touch);
     }
-    all[storage[program.logits]].last = program.steps.size();
+    const size_t end = program.steps.size();
+    for (const ValueId id : program.inputs) all[storage[id]].first = 0;
+    for (const ValueId id : program.outputs) all[storage[id]].last = end;
+    if (program.logits != kNone) all[storage[program.logits]].last = end;
     std::erase_if(all, [&](const Interval& interval) { return interval.first == kNever; });
     return all;
 }

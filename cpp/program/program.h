@@ -33,6 +33,7 @@ struct Weight {
     uint64_t cols;
     uint64_t rows;
     uint64_t experts;
+    uint32_t block = kNoBlock;  // the model's block that it belongs to
 };
 
 // A view of consecutive rows of a weight.
@@ -194,6 +195,7 @@ using StepOp = std::variant<EmbeddingStep, NormStep, LinearStep, AddStep, UnaryS
 struct Step {
     StepOp op;
     ScopeId scope = 0;
+    uint32_t stage = 0;  // see stages.h
 };
 
 struct Program {
@@ -202,13 +204,18 @@ struct Program {
     std::vector<RopeTable> ropes;
     std::vector<CacheGroup> groups;
     std::vector<Step> steps;
-    ValueId logits = kNone;  // [outputs, vocabulary]
+    ValueId logits = kNone;  // [outputs, vocabulary]; kNone in a stage that does not compute them
+    // Of a stage (see stages.h): values that are in the arena before its first step, and that are wanted there after
+    // its last. A whole program has neither.
+    std::vector<ValueId> inputs, outputs;
     ScopeTree scopes;
 };
 
 // The values that a step reads and those that it writes, in declaration order, kNone left out.
 void for_each_read(const StepOp& op, const auto& visit);
 void for_each_write(const StepOp& op, const auto& visit);
+// The weights that a step reads, kNone left out.
+void for_each_weight(const StepOp& op, const auto& visit);
 const char* step_name(const StepOp& op) noexcept;
 
 }  // namespace metallic

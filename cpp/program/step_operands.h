@@ -60,4 +60,23 @@ void for_each_write(const StepOp& op, const auto& visit) {
                op);
 }
 
+void for_each_weight(const StepOp& op, const auto& visit) {
+    const auto one = [&](WeightId id) {
+        if (id != kNone) visit(id);
+    };
+    const auto parts = [&](const auto& s) {
+        for (uint32_t i = 0; i < s.part_count; ++i) one(s.parts[i].weight.weight), one(s.parts[i].bias);
+    };
+    std::visit(detail::Overloaded{
+                   [&](const EmbeddingStep& s) { one(s.weight); },
+                   [&](const NormStep& s) { one(s.weight); },
+                   [&](const LinearStep& s) { parts(s), one(s.norm.weight); },
+                   [&](const KvWriteStep& s) { one(s.q_norm), one(s.k_norm); },
+                   [&](const AttentionStep& s) { one(s.sinks); },
+                   [&](const ExpertLinearStep& s) { parts(s); },
+                   [&](const auto&) {},
+               },
+               op);
+}
+
 }  // namespace metallic

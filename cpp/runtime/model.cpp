@@ -22,6 +22,18 @@ bool is_kv_dtype(DType dtype) {
 
 constexpr std::chrono::milliseconds kBalancePeriod{100};
 
+const ModelOptions& checked(const ModelOptions& options) {
+    if (options.batch_tokens == 0 || options.batch_tokens > 65536) {
+        throw RequestError("batch_tokens must lie between 1 and 65536");
+    }
+    if (options.context_length == 0) throw RequestError("the context length must be at least 1");
+    if (!is_kv_dtype(options.kv_dtype)) {
+        throw RequestError("keys and values cannot be kept in " + std::string(dtype_info(options.kv_dtype).name) +
+                           "; F32, F16, BF16 and Q8_0 are supported");
+    }
+    return options;
+}
+
 void check_idle(const Sequence& sequence) {
     if (sequence.busy) throw RequestError("the sequence is in use by a forward pass");
 }
@@ -77,49 +89,59 @@ class Model::Flight {
 Model::Model(std::shared_ptr<const ModelFile> file, std::shared_ptr<Backend> backend, const Program& program,
              const ModelOptions& options)
     : file_(std::move(file)),
-      backend_(std::move(backend)),
-      options_(options),
-      program_(plan_program(program)),
-      pool_(backend_, options.memory_budget) {
-    if (options_.batch_tokens == 0 || options_.batch_tokens > 65536) {
-        throw RequestError("batch_tokens must lie between 1 and 65536");
+      options_(checked(options)),
+      placed_(plan(program, backend->device(), options_)),
+      backend_(placed_.placement.on(kDevice) ? std::move(backend) : placed_.host),
+      program_(placed_.program),
+      pool_(backend_, options.memory_budget),
+      max_outputs_(max_outputs(program_, options_.batch_tokens)) {
+    std::vector<StagedPlan::Device> devices(2);
+    const uint32_t first = placed_.placement.on(kDevice) ? kDevice : kHost;
+    devices[first] = {backend_, &pool_};
+    if (first == kDevice && placed_.host) {
+        host_pool_ = std::make_unique<Pool>(placed_.host, pool_.budget());
+        devices[kHost] = {placed_.host, host_pool_.get()};
     }
-    if (options_.context_length == 0) throw RequestError("the context length must be at least 1");
-    if (!is_kv_dtype(options_.kv_dtype)) {
-        throw RequestError("keys and values cannot be kept in " + std::string(dtype_info(options_.kv_dtype).name) +
-                           "; F32, F16, BF16 and Q8_0 are supported");
-    }
-    weights_ = std::make_unique<Weights>(file_, backend_, pool_, program_, options_.weights);
+    plan_ = std::make_unique<StagedPlan>(
+        program_, placed_.placement, file_, devices,
+        StagedPlan::Options{options_.batch_tokens, max_outputs_, options_.kv_dtype, options_.precision, &events_});
     std::vector<KvGroup> groups;
-    for (size_t g = 0; g < program_.groups.size(); ++g) {
-        layouts_.push_back(KvLayout::of(program_.groups[g], options_.kv_dtype));
+    for (const StagedPlan::Group& group : plan_->groups()) {
+        const StagedPlan::Device& at = devices[group.device];
         groups.push_back(
-            {&pool_, backend_.get(), program_.groups[g], layouts_.back(), "kv/group." + std::to_string(g)});
+            {at.pool, at.backend.get(), group.group, group.layout, "kv/group." + std::to_string(groups.size())});
     }
     const Eviction eviction = options_.eviction.value_or(device().deterministic ? Eviction::recompute : Eviction::save);
     cache_ = std::make_unique<KvCache>(std::move(groups), options_.batch_tokens, eviction, log_);
     admission_ = std::make_unique<Admission>(*cache_, log_);
-    compile();
     if (!options_.policy) options_.policy = std::make_shared<WatermarkPolicy>();
     residency_ = std::make_unique<ResidencyManager>([this] { balance(); }, kBalancePeriod);
 }
 
 Model::~Model() = default;
 
-void Model::compile() {
-    max_outputs_ = max_outputs(program_, options_.batch_tokens);
-    CompileInputs inputs;
-    inputs.program = &program_;
-    inputs.weights = weights_->views();
-    inputs.kv = layouts_;
-    inputs.arena_layout = layout_arena(program_, options_.batch_tokens, max_outputs_);
-    arena_ = pool_.allocate_bytes(inputs.arena_layout.bytes, Tag::activations, "activations");
-    inputs.arena = arena_.view();
-    inputs.max_tokens = options_.batch_tokens;
-    inputs.max_outputs = max_outputs_;
-    inputs.precision = options_.precision;
-    inputs.events = &events_;
-    plan_ = backend_->compile(inputs);
+Placement Model::place(Program& traced, const DeviceInfo& device, const ModelOptions& options) {
+    std::vector<KvLayout> kv;
+    for (const CacheGroup& group : traced.groups) kv.push_back(KvLayout::of(group, options.kv_dtype));
+    PlacementLimits limits;
+    limits.device_is_host = device.is_host || !options.host;
+    limits.unified_memory = device.unified_memory;
+    limits.device_memory = device.memory_bytes;
+    limits.memory_budget = options.memory_budget;
+    limits.context = options.placement_context ? options.placement_context : options.context_length;
+    limits.batch_tokens = options.batch_tokens;
+    limits.activations = activation_bytes(plan_program(traced), options.batch_tokens);
+    limits.kv = kv;
+    return place_weights(traced, options.placement, limits);
+}
+
+Model::Placed Model::plan(const Program& traced, const DeviceInfo& device, const ModelOptions& options) {
+    Placed placed;
+    Program program = traced;
+    placed.placement = place(program, device, options);
+    placed.program = plan_program(program);
+    if (placed.placement.on(kHost)) placed.host = options.host();
+    return placed;
 }
 
 uint64_t Model::activation_bytes(const Program& planned, uint32_t batch_tokens) {
@@ -238,7 +260,7 @@ KvCache::Room Model::add_run(Pass& pass, size_t index, uint32_t count) {
     if (sequence.length() == 0) sequence.rope_extended = request.rope_extended;
     const uint32_t first_row = static_cast<uint32_t>(tokens_.size());
     runs_.push_back({first_row, count, sequence.cached(), at.again ? sequence.rope_extended : request.rope_extended});
-    for (size_t g = 0; g < layouts_.size(); ++g) tables_.push_back(sequence.table(g));
+    for (size_t g = 0; g < sequence.groups(); ++g) tables_.push_back(sequence.table(g));
     const std::span<const int32_t> tokens =
         at.again ? sequence.tokens().subspan(sequence.cached(), count) : request.tokens.subspan(at.done, count);
     tokens_.insert(tokens_.end(), tokens.begin(), tokens.end());
@@ -299,8 +321,7 @@ void Model::run_batch(Pass& pass) {
         gathered_.resize(output_rows_.size() * vocabulary());
         batch.logits = gathered_.data();
     }
-    weights_->upload(pass.interrupted);
-    backend_->wait(backend_->submit(*plan_, batch));
+    plan_->run(batch);
     const std::lock_guard lock(cache_->mutex());
     commit_batch(pass, direct ? nullptr : gathered_.data());
 }
@@ -355,13 +376,28 @@ void Model::forward(std::span<const RunRequest> requests, float* logits, const s
 
 // ---- memory ---------------------------------------------------------------------------------------------------------
 
+PoolStatistics Model::memory() const {
+    PoolStatistics use = pool_.statistics();
+    if (host_pool_) use += host_pool_->statistics();
+    return use;
+}
+
+uint64_t Model::evict_weights() {
+    if (submitting_ == std::this_thread::get_id()) {
+        throw RequestError("a signal handler cannot move the weights of the forward pass that it interrupts");
+    }
+    const std::lock_guard submission(submission_);
+    return plan_->evict_weights();
+}
+
 Model::KvUse Model::kv_use() const {
     const std::lock_guard lock(cache_->mutex());
     KvUse use;
-    use.groups.reserve(layouts_.size());
-    for (size_t g = 0; g < layouts_.size(); ++g) {
+    const std::span<const KvGroup> groups = cache_->groups();
+    use.groups.reserve(groups.size());
+    for (size_t g = 0; g < groups.size(); ++g) {
         const PageStore& store = cache_->store(g);
-        use.groups.push_back({program_.groups[g].window, program_.groups[g].layers, layouts_[g].page_bytes,
+        use.groups.push_back({groups[g].group.window, groups[g].group.layers, groups[g].layout.page_bytes,
                               store.pages_in_use(), store.pages_held()});
     }
     use.saved_bytes = cache_->saved_bytes();
@@ -372,7 +408,7 @@ Model::KvUse Model::kv_use() const {
 
 uint64_t Model::kv_bytes_per_token() const noexcept {
     uint64_t bytes = 0;
-    for (const KvLayout& layout : layouts_) bytes += layout.page_bytes / kPageTokens;
+    for (const StagedPlan::Group& group : plan_->groups()) bytes += group.layout.page_bytes / kPageTokens;
     return bytes;
 }
 
@@ -384,20 +420,28 @@ uint64_t Model::compact() {
 
 // Called by the residency manager's thread.
 void Model::balance() {
-    if (const uint64_t bytes = pool_.trim()) log_.record(MemoryAction::trim, bytes, "pool", "empty for a while");
+    uint64_t trimmed = pool_.trim();
+    if (host_pool_) trimmed += host_pool_->trim();
+    if (trimmed) log_.record(MemoryAction::trim, trimmed, "pool", "empty for a while");
+    const PoolStatistics use = memory();
     MemoryState state;
-    const PoolStatistics use = pool_.statistics();
     state.limit = use.budget ? use.budget : device().memory_bytes;
     state.heap_bytes = use.heap_bytes;
-    for (const KvGroup& group : cache_->groups()) {
-        const size_t g = static_cast<size_t>(&group - cache_->groups().data());
+    {
         const std::lock_guard lock(cache_->mutex());
-        state.kv_in_use += cache_->store(g).pages_in_use() * group.layout.page_bytes;
-        state.kv_held += cache_->store(g).pages_held() * group.layout.page_bytes;
+        const std::span<const KvGroup> groups = cache_->groups();
+        for (size_t g = 0; g < groups.size(); ++g) {
+            state.kv_in_use += cache_->store(g).pages_in_use() * groups[g].layout.page_bytes;
+            state.kv_held += cache_->store(g).pages_held() * groups[g].layout.page_bytes;
+        }
     }
     const uint64_t now = now_ns();
     state.idle_ns = now - std::min(now, last_run_ns_.load());
-    const MemoryDecision decision = options_.policy->decide(state);
+    state.weight_bytes = plan_->copied_bytes();
+    carry_out(options_.policy->decide(state));
+}
+
+void Model::carry_out(const MemoryDecision& decision) {
     if (decision.evict_bytes) {
         const std::lock_guard lock(cache_->mutex());
         cache_->evict_idle(decision.evict_bytes, "above the high watermark");
@@ -407,7 +451,11 @@ void Model::balance() {
         const std::lock_guard lock(cache_->mutex());
         cache_->compact("many held pages were free");
     }
-    if (decision.evict_bytes || decision.compact) admission_->notify();
+    if (decision.evict_weights) {
+        const std::lock_guard submission(submission_);
+        log_.record(MemoryAction::evict_weights, plan_->evict_weights(), "weights", "the model was idle");
+    }
+    if (decision.evict_bytes || decision.compact || decision.evict_weights) admission_->notify();
 }
 
 }  // namespace metallic

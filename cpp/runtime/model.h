@@ -20,8 +20,9 @@
 #include "program/program.h"
 #include "runtime/admission.h"
 #include "runtime/fair_mutex.h"
+#include "runtime/placement.h"
 #include "runtime/residency.h"
-#include "runtime/weights.h"
+#include "runtime/staged_plan.h"
 #include "trace/events.h"
 
 namespace metallic {
@@ -31,7 +32,11 @@ struct ModelOptions {
     uint32_t context_length = 0;  // the model's own limit; a sequence never grows past it
     uint32_t batch_tokens = 512;  // most tokens of one submission
     uint64_t memory_budget = 0;   // bytes; 0: none
-    WeightPlacement weights = WeightPlacement::mapped;
+    PlacementRules placement;
+    uint32_t placement_context = 0;  // tokens that `auto` leaves room for; 0: context_length
+    // Makes the backend of the host's processor, for layers that are placed there; without it there can be none. Called
+    // at most once, and not where the model's device is the host itself.
+    std::function<std::shared_ptr<Backend>()> host;
     Precision precision = Precision::automatic;
     // What becomes of a sequence's pages when others need the memory; none: recompute where that gives the same bits,
     // else save.
@@ -89,7 +94,19 @@ class Model : public std::enable_shared_from_this<Model> {
     const Program& program() const noexcept { return program_; }
     const DeviceInfo& device() const noexcept { return backend_->device(); }
     EventRing& events() noexcept { return events_; }
-    PoolStatistics memory() const { return pool_.statistics(); }
+    // Of all devices together.
+    PoolStatistics memory() const;
+    // Where the weights are, and which device computes what.
+    const Placement& placement() const noexcept { return placed_.placement; }
+    const DeviceInfo& device_of(const Placement::Stage& stage) const noexcept {
+        return (stage.device == kHost ? placed_.host : backend_)->device();
+    }
+    // The placement that a model of this traced program gets on a device; assigns its steps to stages.
+    static Placement place(Program& traced, const DeviceInfo& device, const ModelOptions& options);
+    // Frees the copies of weights that are not mapped, once nothing runs, and returns their bytes. The next forward
+    // pass makes room for them again, compiles the program and uploads them, which takes about as long as the first one
+    // did.
+    uint64_t evict_weights();
     const MemoryLog& memory_log() const noexcept { return log_; }
 
     struct GroupUse {
@@ -107,12 +124,17 @@ class Model : public std::enable_shared_from_this<Model> {
     uint64_t compact();
     // Bytes that keys and values of one token take in all groups, without regard to windows.
     uint64_t kv_bytes_per_token() const noexcept;
-    uint64_t arena_bytes() const noexcept { return arena_.view().bytes; }
+    uint64_t arena_bytes() const noexcept { return plan_->arena_bytes(); }
     // The activations that a model of this planned program takes with submissions of at most `batch_tokens`.
     static uint64_t activation_bytes(const Program& planned, uint32_t batch_tokens);
 
   private:
-    void compile();
+    struct Placed {
+        Placement placement;
+        Program program;                // planned
+        std::shared_ptr<Backend> host;  // null: no step runs there
+    };
+    static Placed plan(const Program& traced, const DeviceInfo& device, const ModelOptions& options);
     struct Progress {
         uint32_t done = 0;    // tokens of the request in the cache
         uint32_t queued = 0;  // tokens in the batch being built
@@ -142,21 +164,21 @@ class Model : public std::enable_shared_from_this<Model> {
     KvCache::Room add_run(Pass& pass, size_t index, uint32_t count);
     uint32_t next_tokens(const Pass& pass, size_t index) const noexcept;
     void balance();
+    void carry_out(const MemoryDecision& decision);
 
     std::shared_ptr<const ModelFile> file_;
-    std::shared_ptr<Backend> backend_;
     ModelOptions options_;
-    Program program_;
+    Placed placed_;
+    std::shared_ptr<Backend> backend_;  // the device, or the host where everything is there
+    const Program& program_;
     EventRing events_{1 << 14};
     MemoryLog log_;
     Pool pool_;
-    std::unique_ptr<Weights> weights_;
-    std::vector<KvLayout> layouts_;
+    std::unique_ptr<Pool> host_pool_;  // null unless both compute
+    uint32_t max_outputs_ = 0;
+    std::unique_ptr<StagedPlan> plan_;
     std::unique_ptr<KvCache> cache_;
     std::unique_ptr<Admission> admission_;
-    uint32_t max_outputs_ = 0;
-    Allocation arena_;
-    std::unique_ptr<Plan> plan_;
 
     FairMutex submission_;
     std::atomic<std::thread::id> submitting_{};

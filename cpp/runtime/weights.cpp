@@ -1,50 +1,131 @@
 #include "runtime/weights.h"
 
+#include <algorithm>
+
 namespace metallic {
+namespace {
+
+// Of a weight, copied at a time: what is resident of the mapping while it is copied.
+constexpr uint64_t kPart = uint64_t{16} << 20;
+
+}  // namespace
 
 Weights::Weights(std::shared_ptr<const ModelFile> file, std::shared_ptr<Backend> backend, Pool& pool,
-                 const Program& program, WeightPlacement placement)
-    : file_(std::move(file)), backend_(std::move(backend)), file_heaps_(file_->paths().size()) {
-    for (const Weight& weight : program.weights) {
-        const TensorInfo& tensor = file_->tensor(weight.name);
-        const bool matrix = weight.rows > 1 || weight.experts > 1;
-        if (matrix && placement == WeightPlacement::exclusive) {
-            place(tensor, pool);
-        } else {
-            map(tensor);
-            pool.count_mapped(views_.back().bytes);
+                 const Program& program, std::span<const std::optional<Storage>> storage)
+    : file_(std::move(file)),
+      backend_(std::move(backend)),
+      pool_(pool),
+      views_(program.weights.size()),
+      copies_(program.weights.size()) {
+    map(program, storage);
+    for (WeightId id = 0; id < program.weights.size(); ++id) {
+        if (!storage[id] || *storage[id] == Storage::mapped) continue;
+        const Weight& weight = program.weights[id];
+        const bool vector = weight.rows == 1 && weight.experts == 1;
+        copies_[id] = Copy{&file_->tensor(weight.name), vector ? Storage::shared : *storage[id], vector, {}, false};
+        allocate(id);
+    }
+}
+
+// One heap per part of the file, of the bytes from the first to the last weight that is here: a device may count all
+// bytes that it sees as resident.
+void Weights::map(const Program& program, std::span<const std::optional<Storage>> storage) {
+    struct Range {
+        uint64_t begin = ~uint64_t{0}, end = 0;
+        std::shared_ptr<Heap> heap;
+    };
+    std::vector<Range> ranges(file_->paths().size());
+    const auto each = [&](const auto& visit) {
+        for (WeightId id = 0; id < program.weights.size(); ++id) {
+            if (!storage[id] || *storage[id] != Storage::mapped) continue;
+            const TensorInfo& tensor = file_->tensor(program.weights[id].name);
+            visit(id, tensor, file_->tensor_bytes(tensor));
         }
+    };
+    each([&](WeightId, const TensorInfo& tensor, std::span<const std::byte> bytes) {
+        Range& range = ranges[tensor.file];
+        range.begin = std::min(range.begin, tensor.offset);
+        range.end = std::max(range.end, tensor.offset + bytes.size());
+    });
+    each([&](WeightId id, const TensorInfo& tensor, std::span<const std::byte> bytes) {
+        const auto& mapping = file_->mapping(tensor.file);
+        Range& range = ranges[tensor.file];
+        if (!mapping) {
+            file_heaps_.push_back(backend_->wrap_host(bytes, file_, tensor.name, HostMemory::any));
+            views_[id] = {file_heaps_.back().get(), 0, bytes.size()};
+        } else {
+            if (!range.heap) {
+                const auto part = mapping->bytes().subspan(range.begin, range.end - range.begin);
+                range.heap = backend_->wrap_host(part, mapping, mapping->path(), HostMemory::mapping);
+                file_heaps_.push_back(range.heap);
+            }
+            views_[id] = {range.heap.get(), tensor.offset - range.begin, bytes.size()};
+        }
+    });
+}
+
+void Weights::allocate(WeightId id) {
+    Copy& copy = *copies_[id];
+    const uint64_t bytes = file_->tensor_bytes(*copy.tensor).size();
+    copy.memory = pool_.allocate_bytes(bytes, Tag::weights, copy.tensor->name, copy.storage);
+    copy.filled = false;
+    views_[id] = copy.memory.view();
+    ++missing_;
+    if (copy.vector) fill(id, {});
+}
+
+void Weights::upload(std::span<const WeightId> ids, const std::function<bool()>& interrupted) {
+    if (missing_ == 0) return;
+    for (const WeightId id : ids) {
+        if (copies_[id] && !copies_[id]->filled) fill(id, interrupted);
     }
 }
 
-void Weights::map(const TensorInfo& tensor) {
-    const std::span<const std::byte> bytes = file_->tensor_bytes(tensor);
-    const auto& mapping = file_->mapping(tensor.file);
-    if (!mapping) {
-        file_heaps_.push_back(backend_->wrap_host(bytes, file_, tensor.name, HostMemory::any));
-        views_.push_back({file_heaps_.back().get(), 0, bytes.size()});
-        return;
-    }
-    auto& heap = file_heaps_[tensor.file];
-    if (!heap) heap = backend_->wrap_host(mapping->bytes(), mapping, mapping->path(), HostMemory::mapping);
-    views_.push_back({heap.get(), tensor.offset, bytes.size()});
-}
-
-void Weights::place(const TensorInfo& tensor, Pool& pool) {
-    const uint64_t bytes = file_->tensor_bytes(tensor).size();
-    exclusive_.push_back({pool.allocate_bytes(bytes, Tag::weights, tensor.name, Storage::exclusive), &tensor});
-    views_.push_back(exclusive_.back().memory.view());
-}
-
-void Weights::upload(const std::function<bool()>& interrupted) {
-    for (; uploaded_ < exclusive_.size(); ++uploaded_) {
+void Weights::fill(WeightId id, const std::function<bool()>& interrupted) {
+    Copy& copy = *copies_[id];
+    const std::span<const std::byte> bytes = file_->tensor_bytes(*copy.tensor);
+    const auto& mapping = file_->mapping(copy.tensor->file);
+    const auto part = [&](uint64_t at) { return bytes.subspan(at, std::min<uint64_t>(kPart, bytes.size() - at)); };
+    for (uint64_t at = 0; at < bytes.size(); at += kPart) {
         if (interrupted && interrupted()) throw Interrupted{};
-        const Exclusive& weight = exclusive_[uploaded_];
-        const std::span<const std::byte> bytes = file_->tensor_bytes(*weight.tensor);
-        backend_->upload(bytes, weight.memory.view());
-        // The device has its own copy now.
-        if (const auto& mapping = file_->mapping(weight.tensor->file)) mapping->not_needed(bytes);
+        // The system reads the next part while this one is copied.
+        if (mapping && at + kPart < bytes.size()) mapping->will_need(part(at + kPart));
+        BufferView to = copy.memory.view();
+        to.offset += at;
+        to.bytes = part(at).size();
+        backend_->upload(part(at), to);
+        if (mapping) mapping->not_needed(part(at));
     }
+    copy.filled = true;
+    --missing_;
+}
+
+uint64_t Weights::evict() noexcept {
+    uint64_t freed = 0;
+    for (size_t id = 0; id < copies_.size(); ++id) {
+        std::optional<Copy>& copy = copies_[id];
+        if (!copy || !copy->memory) continue;
+        freed += copy->memory.view().bytes;
+        if (!copy->filled) --missing_;
+        views_[id] = {};
+        copy->filled = false;
+        copy->memory.reset();
+        evicted_ = true;
+    }
+    return freed;
+}
+
+void Weights::restore() {
+    for (WeightId id = 0; evicted_ && id < copies_.size(); ++id) {
+        if (copies_[id] && !copies_[id]->memory) allocate(id);
+    }
+    evicted_ = false;
+}
+
+uint64_t Weights::copied_bytes() const noexcept {
+    uint64_t bytes = 0;
+    for (const std::optional<Copy>& copy : copies_) bytes += copy && copy->memory ? copy->memory.view().bytes : 0;
+    return bytes;
 }
 
 }  // namespace metallic

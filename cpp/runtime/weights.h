@@ -2,6 +2,7 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -12,38 +13,52 @@
 
 namespace metallic {
 
-// Where a model's matrices live. Vectors, which a plan may read when it is compiled, are always mapped.
-enum class WeightPlacement : uint8_t {
-    mapped,     // in the file's pages, which the system may drop and read again
-    exclusive,  // in memory of the device alone, counted by the pool, filled when a forward pass first needs them
-};
-
-// The weights of a program, bound to the tensors of its file.
+// The weights of a program on one device, bound to the tensors of its file: views of the mapped file, or copies in the
+// device's memory, which are counted by the pool and filled when they are first needed.
 class Weights {
   public:
-    // Throws OutOfMemory, and RequestError for a tensor that the file does not have.
+    // `storage` by WeightId: where the weight is on this device; none: not at all. Copies of vectors, which a plan may
+    // read when it is compiled, are shared and filled at once. Throws OutOfMemory, and RequestError for a tensor that
+    // the file does not have.
     Weights(std::shared_ptr<const ModelFile> file, std::shared_ptr<Backend> backend, Pool& pool, const Program& program,
-            WeightPlacement placement);
+            std::span<const std::optional<Storage>> storage);
 
+    // By WeightId; empty for what is not on this device.
     std::span<const BufferView> views() const noexcept { return views_; }
-    // Copies to the device what is not there yet, in the order of the layers. `interrupted` is polled between weights;
-    // what was copied before a stop, or an error, stays. Throws Interrupted, DeviceError, OutOfMemory.
-    void upload(const std::function<bool()>& interrupted);
+    // Fills the copies among `ids` that are not filled yet. A part at a time, and what was copied is dropped from the
+    // mapping, so that loading takes little host memory. `interrupted` is polled between parts; weights that were
+    // filled before a stop, or an error, stay. Throws Interrupted, DeviceError, OutOfMemory.
+    void upload(std::span<const WeightId> ids, const std::function<bool()>& interrupted);
+
+    // Frees all copies and returns their bytes. Their views are empty until `restore`; no plan may use them any more.
+    uint64_t evict() noexcept;
+    // Makes room for the copies again, elsewhere, to be filled by the next upload. Throws OutOfMemory; what was made
+    // stays then, for the next attempt.
+    void restore();
+    // Bytes that evict would free.
+    uint64_t copied_bytes() const noexcept;
+    bool evicted() const noexcept { return evicted_; }
 
   private:
-    struct Exclusive {
-        Allocation memory;
+    struct Copy {
         const TensorInfo* tensor;
+        Storage storage;
+        bool vector;
+        Allocation memory;
+        bool filled = false;
     };
-    void map(const TensorInfo& tensor);
-    void place(const TensorInfo& tensor, Pool& pool);
+    void map(const Program& program, std::span<const std::optional<Storage>> storage);
+    void allocate(WeightId id);
+    void fill(WeightId id, const std::function<bool()>& interrupted);
 
     std::shared_ptr<const ModelFile> file_;
     std::shared_ptr<Backend> backend_;
-    std::vector<std::shared_ptr<Heap>> file_heaps_;  // by part, then of tensors in no mapping
-    std::vector<BufferView> views_;                  // by WeightId
-    std::vector<Exclusive> exclusive_;
-    size_t uploaded_ = 0;  // of them
+    Pool& pool_;
+    std::vector<std::shared_ptr<Heap>> file_heaps_;
+    std::vector<BufferView> views_;
+    std::vector<std::optional<Copy>> copies_;  // by WeightId
+    size_t missing_ = 0;                       // copies that are not filled
+    bool evicted_ = false;
 };
 
 }  // namespace metallic

@@ -214,8 +214,12 @@ TEST_F(MetalBackend, ExclusiveWeightsAreUploadedOnFirstNeed) {
 
     const std::shared_ptr<Backend> own = create_backend({"metal", 0});
     Pool pool(own, 0);
-    Weights weights(file, own, pool, program, WeightPlacement::exclusive);
-    EXPECT_EQ(weights.views()[0].heap->storage(), Storage::mapped);
+    const std::optional<Storage> storage[] = {Storage::exclusive, Storage::exclusive};
+    Weights weights(file, own, pool, program, storage);
+    const WeightId ids[] = {0, 1};
+    const std::span<const std::byte> vector = file->tensor_bytes(file->tensor("vector"));
+    ASSERT_EQ(weights.views()[0].heap->storage(), Storage::shared) << "plans read vectors when they are compiled";
+    EXPECT_EQ(std::memcmp(weights.views()[0].host(), vector.data(), vector.size()), 0);
     ASSERT_EQ(weights.views()[1].heap->storage(), Storage::exclusive);
     EXPECT_GE(pool.statistics().tags[static_cast<int>(Tag::weights)].current, matrix.size());
     const auto seen = own->create_heap(matrix.size(), Storage::shared, "seen");
@@ -224,9 +228,19 @@ TEST_F(MetalBackend, ExclusiveWeightsAreUploadedOnFirstNeed) {
         return std::memcmp(seen->host(), matrix.data(), matrix.size()) == 0;
     };
     EXPECT_FALSE(matches()) << "nothing needed it yet";
-    EXPECT_THROW(weights.upload([] { return true; }), Interrupted);
+    EXPECT_THROW(weights.upload(ids, [] { return true; }), Interrupted);
     EXPECT_FALSE(matches());
-    weights.upload({});
+    weights.upload({ids, 1}, {});
+    EXPECT_FALSE(matches()) << "only the other one was needed";
+    weights.upload(ids, {});
+    EXPECT_TRUE(matches());
+
+    EXPECT_EQ(weights.evict(), matrix.size() + vector.size());
+    EXPECT_EQ(pool.statistics().tags[static_cast<int>(Tag::weights)].current, 0u);
+    EXPECT_EQ(weights.views()[1].heap, nullptr);
+    weights.restore();
+    EXPECT_FALSE(matches());
+    weights.upload(ids, {});
     EXPECT_TRUE(matches());
 }
 

@@ -86,7 +86,7 @@ class NumpyBuilder:
         self.logits: Array = None
 
     @contextlib.contextmanager
-    def scope(self, name: str) -> Iterator[None]:
+    def scope(self, name: str, block: int | None = None) -> Iterator[None]:
         self.scopes.append(name)
         yield
         self.scopes.pop()

@@ -123,6 +123,7 @@ DeviceInfo device_info(uint32_t threads) {
     info.backend = "cpu";
     info.name = processor_name();
     info.detail = select_isa().name;
+    info.is_host = true;
     info.unified_memory = true;
     info.deterministic = true;
     info.threads = thread_count(threads);

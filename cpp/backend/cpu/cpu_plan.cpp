@@ -86,7 +86,7 @@ void CpuPlan::bind(const Batch& batch) noexcept {
     for (uint32_t r = 0; r < batch.runs.size(); ++r) {
         std::fill_n(run_of_row_.begin() + batch.runs[r].first_row, batch.runs[r].length, r);
     }
-    values_[program_.logits] = batch.logits;
+    if (program_.logits != kNone) values_[program_.logits] = batch.logits;
 }
 
 void CpuPlan::run(ThreadPool& pool, const Batch& batch) {

@@ -51,7 +51,7 @@ MetalPlan::MetalPlan(const CompileInputs& inputs, std::shared_ptr<Context> conte
     const AutoreleasePool pool;
     Preparation preparation(inputs, memory_);
     preparation.check_program();
-    memory_.allocate_logits(uint64_t{max_outputs_} * program_.values[program_.logits].width * sizeof(float));
+    memory_.allocate_logits(max_outputs_ * logit_row_bytes());
     MetalHeap* const arena = metal_heap(inputs.arena, memory_.context());
     preparation.check(arena, "an arena of another device");
     arena->settle();
@@ -68,6 +68,10 @@ MetalPlan::MetalPlan(const CompileInputs& inputs, std::shared_ptr<Context> conte
     steps_per_part_ = static_cast<uint32_t>((steps_.size() + StepClock::kMostParts - 1) / StepClock::kMostParts);
     for (auto& slot : slots_) slot = std::make_unique<Slot>(memory_.context().progress());
     slots_[0]->logits = memory_.logits_heap();
+}
+
+uint64_t MetalPlan::logit_row_bytes() const noexcept {
+    return program_.logits == kNone ? 0 : program_.values[program_.logits].width * sizeof(float);
 }
 
 MetalPlan::~MetalPlan() {
@@ -155,7 +159,7 @@ Submission MetalPlan::fill(Slot& slot, const Batch& batch, BatchMemory& memory) 
     if (!batch.output_rows.empty()) std::memcpy(host, batch.output_rows.data(), batch.output_rows.size_bytes());
 
     slot.logits_to = batch.logits;
-    slot.logits_bytes = batch.output_rows.size() * program_.values[program_.logits].width * sizeof(float);
+    slot.logits_bytes = batch.output_rows.size() * logit_row_bytes();
     slot.rows = submission.count(Rows::tokens);
     slot.outputs = submission.count(Rows::outputs);
     slot.interrupted = batch.interrupted;

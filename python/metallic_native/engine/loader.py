@@ -16,14 +16,15 @@ from ..loading import ModelConfig, resolve_model
 from ..models import model_function
 from ..text import ChatTemplate, Tokenizer
 from .model import Model
+from .placement import Placement
 
-__all__ = ["load", "load_tokenizer", "trace_program"]
+__all__ = ["load", "load_tokenizer", "placement_context", "trace_program"]
 
 log = logging.getLogger(__name__)
 
 KV_TYPES = ("f32", "f16", "bf16", "q8_0")
-WEIGHT_PLACEMENTS = ("mapped", "private")
 EVICTIONS = ("auto", "save", "recompute")
+UNSTATED_CONTEXT = 8192  # tokens that automatic placement leaves room for where the user says nothing
 PRECISIONS = ("auto", "float32", "float16", "bfloat16", "int8")
 _FLOATS: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2")}
 
@@ -48,6 +49,7 @@ def load(
     memory_budget: int | None = None,
     weights: str = "mapped",
     precision: str = "auto",
+    gpu_layers: int | None = None,
     eviction: str = "auto",
 ) -> Model:
     """Load a model.
@@ -59,8 +61,13 @@ def load(
     ``"f32"`` or ``"q8_0"``. ``context_length`` in tokens lowers the model's own limit, and nothing is reserved for it.
     At most ``batch_tokens`` tokens are computed at a time, which bounds the activations. ``memory_budget`` in bytes
     bounds what the pool takes from the system.
-    ``weights`` are read where the file is ``"mapped"``, or copied on first use to memory of the device alone
-    (``"private"``), which the pool counts. ``precision`` is what matrix products may round their operands to; sums are
+    ``weights`` says where the weights are: read where the file is ``"mapped"``, copied on first use to memory of the
+    device alone (``"private"``) or of device and host (``"shared"``), which the pool counts, or read and computed with
+    by the host's processor (``"cpu"``). Rules such as ``"private,blk.0-3=cpu,output=shared"`` place tensors by pattern,
+    the last that matches wins; see ``docs/placement.md``. ``"auto"`` gives the device as many layers as its memory, or
+    the budget, holds together with keys and values of ``context_length`` tokens (of 8192 where none is stated).
+    ``gpu_layers`` puts that many layers on the device and the others on the host, as llama.cpp's ``--n-gpu-layers``
+    does: the last ones, of which the output is one. What was decided is in ``Model.placement``. ``precision`` is what matrix products may round their operands to; sums are
     float32 always. ``"float32"`` rounds nothing, on any device. ``"int8"`` (CPU) rounds activations to 8 bits in blocks
     where the weights are quantised, ``"float16"`` and ``"bfloat16"`` (Metal, where the GPU has the arithmetic) round
     both operands when many tokens are computed. ``"auto"`` is float32 on Metal; on the CPU it is float32 for models
@@ -76,8 +83,11 @@ def load(
         raise RequestError(f"device must be a str, not {device!r}")
     if not isinstance(kv_type, str) or kv_type.lower() not in KV_TYPES:
         raise RequestError(f"kv_type must be one of {', '.join(KV_TYPES)}, not {kv_type!r}")
-    if not isinstance(weights, str) or weights not in WEIGHT_PLACEMENTS:
-        raise RequestError(f"weights must be one of {', '.join(WEIGHT_PLACEMENTS)}, not {weights!r}")
+    if not isinstance(weights, str):
+        raise RequestError(f"weights must be a str, not {weights!r}")
+    _native.check_placement_rules(weights)
+    if gpu_layers is not None and (type(gpu_layers) is not int or not 0 <= gpu_layers < 2**31):
+        raise RequestError(f"gpu_layers must be an integer between 0 and {2**31 - 1}, not {gpu_layers!r}")
     if not isinstance(precision, str) or precision.lower() not in PRECISIONS:
         raise RequestError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
     if not isinstance(eviction, str) or eviction.lower() not in EVICTIONS:
@@ -107,8 +117,14 @@ def load(
         memory_budget=memory_budget or 0,
         weights=weights,
         precision=precision.lower(),
+        gpu_layers=gpu_layers,
+        placement_context=placement_context(config, context_length),
         eviction=eviction.lower(),
     )
+    placement = Placement.of(native.placement)
+    for rule in placement.unmatched:
+        log.warning("the placement rule %s concerns no tensor of this model", rule)
+    log.info("weights: %s", placement.summary())
     log.info("loaded %s (%s, %d blocks) on %s", path, config.architecture, config.block_count, native.device["name"])
     return Model(
         native=native,
@@ -134,6 +150,11 @@ def _context_length(config: ModelConfig, wanted: int | None) -> int:
     if not 1 <= wanted <= config.context_length:
         raise RequestError(f"context_length must lie between 1 and the model's {config.context_length}, not {wanted}")
     return wanted
+
+
+def placement_context(config: ModelConfig, wanted: int | None) -> int:
+    """The tokens that the placement ``"auto"`` leaves room for."""
+    return min(config.context_length, wanted or UNSTATED_CONTEXT)
 
 
 def trace_program(file: _native.GgufModelFile, config: ModelConfig) -> _native.Program:

@@ -22,6 +22,7 @@ from ..text import ChatTemplate, Tokenizer
 from .cache import CachedTokens
 from .generation import Chunk, Generation, GenerationStats, StopRule, generate_chunks
 from .memory import MemoryEvent, MemoryReport
+from .placement import Placement
 
 __all__ = ["Model"]
 
@@ -76,6 +77,19 @@ class Model:
     def vocabulary_size(self) -> int:
         """The number of logits of a token."""
         return self.native.vocabulary
+
+    @property
+    def placement(self) -> Placement:
+        """Where the weights are, which device computes what, and the numbers that decided it."""
+        return Placement.of(self.native.placement)
+
+    def evict_weights(self) -> int:
+        """Free the copies of weights that are not mapped, once no forward pass runs; their bytes are returned.
+
+        The model stays usable: its next forward pass makes room for them again, compiles the program and uploads them,
+        which takes as long as the first one did, and raises OutOfMemory when there is no room.
+        """
+        return self.native.evict_weights()
 
     def memory(self) -> MemoryReport:
         """Bytes by tag, peaks and pages; may be called while a generation runs."""

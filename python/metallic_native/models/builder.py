@@ -34,8 +34,11 @@ RopePairing = Literal["normal", "neox"]  # pairs (2i, 2i + 1), or (i, i + dims /
 class Builder(Protocol):
     """Records a model function's calls as the steps of a program. Shapes are checked at every call."""
 
-    def scope(self, name: str) -> AbstractContextManager[Any]:
-        """Names what is recorded within, for events and errors; scopes nest."""
+    def scope(self, name: str, block: int | None = None) -> AbstractContextManager[Any]:
+        """Names what is recorded within, for events and errors; scopes nest.
+
+        ``block`` says that it is that block of the model, so that its weights and steps can be placed together.
+        """
 
     def weight(self, name: str, rows: int | None = None, cols: int | None = None, experts: int | None = None) -> Weight:
         """The tensor ``name``; ModelFormatError if it is absent or has another shape than stated."""

@@ -28,7 +28,7 @@ class Block:
 
     def scope(self) -> AbstractContextManager[Any]:
         """The scope of everything in this block."""
-        return self.b.scope(f"block.{self.index}")
+        return self.b.scope(f"block.{self.index}", block=self.index)
 
     def norm(self, x: Value, name: str) -> Value:
         """Root-mean-square norm of whole rows."""

@@ -1,0 +1,208 @@
+#include "runtime/staged_plan.h"
+
+#include <algorithm>
+
+namespace metallic {
+namespace {
+
+// What a device computes in where the user chose a precision. The half types are those of GPUs; another device that
+// helps out rounds nothing.
+Precision precision_of(Precision chosen, uint32_t device) {
+    const bool half = chosen == Precision::float16 || chosen == Precision::bfloat16;
+    return device == kHost && half ? Precision::float32 : chosen;
+}
+
+std::vector<WeightId> weights_of(const Program& program) {
+    std::vector<WeightId> ids;
+    for (const Step& step : program.steps) for_each_weight(step.op, [&](WeightId id) { ids.push_back(id); });
+    std::sort(ids.begin(), ids.end());
+    ids.erase(std::unique(ids.begin(), ids.end()), ids.end());
+    return ids;
+}
+
+Storage storage_of(WeightPlace place, uint32_t device) {
+    if (device == kHost) return Storage::mapped;
+    switch (place) {
+        case WeightPlace::exclusive:
+            return Storage::exclusive;
+        case WeightPlace::shared:
+            return Storage::shared;
+        case WeightPlace::mapped:
+        case WeightPlace::host:  // a step of this device needs it beside others
+            break;
+    }
+    return Storage::mapped;
+}
+
+}  // namespace
+
+StagedPlan::StagedPlan(const Program& planned, const Placement& placement, std::shared_ptr<const ModelFile> file,
+                       std::vector<Device> devices, const Options& options)
+    : options_(options) {
+    for (Device& device : devices) seats_.emplace_back().device = std::move(device);
+    add_parts(planned, placement);
+    place_weights(planned, placement, file);
+    place_arenas();
+    compile();
+}
+
+void StagedPlan::add_parts(const Program& planned, const Placement& placement) {
+    std::vector<uint32_t> devices;
+    for (const Placement::Stage& stage : placement.stages) devices.push_back(stage.device);
+    if (devices.size() == 1) {
+        parts_.push_back({&planned, devices.front(), {}, weights_of(planned), nullptr});
+        add_groups(devices.front(), planned.groups);
+    } else {
+        staged_ = split_stages(planned, devices);
+        for (const Stage& stage : staged_.stages) {
+            parts_.push_back({&stage.program, stage.device, {}, weights_of(stage.program), nullptr});
+        }
+        for (uint32_t device = 0; device < staged_.devices.size(); ++device) {
+            add_groups(device, staged_.devices[device].groups);
+        }
+    }
+}
+
+void StagedPlan::add_groups(uint32_t device, std::span<const CacheGroup> groups) {
+    Seat& seat = seats_.at(device);
+    seat.first_group = groups_.size();
+    seat.group_count = groups.size();
+    for (const CacheGroup& group : groups) {
+        groups_.push_back({device, group, KvLayout::of(group, options_.kv_dtype)});
+        seat.layouts.push_back(groups_.back().layout);
+    }
+}
+
+void StagedPlan::place_weights(const Program& planned, const Placement& placement,
+                               const std::shared_ptr<const ModelFile>& file) {
+    std::vector<bool> counted(planned.weights.size(), false);  // two devices may see the same bytes of the file
+    for (uint32_t device = 0; device < seats_.size(); ++device) {
+        std::vector<std::optional<Storage>> storage(planned.weights.size());
+        for (const Part& part : parts_) {
+            if (part.device != device) continue;
+            for (const WeightId id : part.weights) storage[id] = storage_of(placement.weights[id], device);
+        }
+        Seat& seat = seats_[device];
+        if (!seat.device.backend) continue;
+        seat.weights = std::make_unique<Weights>(file, seat.device.backend, *seat.device.pool, planned, storage);
+        for (size_t id = 0; id < storage.size(); ++id) {
+            if (storage[id] != Storage::mapped || counted[id]) continue;
+            seat.device.pool->count_mapped(seat.weights->views()[id].bytes);
+            counted[id] = true;
+        }
+    }
+}
+
+void StagedPlan::place_arenas() {
+    std::vector<uint64_t> bytes(seats_.size(), 0);
+    for (Part& part : parts_) {
+        part.layout = layout_arena(*part.program, options_.max_tokens, options_.max_outputs);
+        bytes[part.device] = std::max(bytes[part.device], part.layout.bytes);
+    }
+    for (size_t device = 0; device < seats_.size(); ++device) {
+        Seat& seat = seats_[device];
+        if (!seat.device.pool) continue;
+        seat.arena = seat.device.pool->allocate_bytes(bytes[device], Tag::activations, "activations");
+    }
+}
+
+void StagedPlan::compile() {
+    for (Seat& seat : seats_) {
+        if (seat.weights) seat.weights->restore();
+    }
+    for (Part& part : parts_) {
+        Seat& seat = seats_[part.device];
+        CompileInputs inputs;
+        inputs.program = part.program;
+        inputs.weights = seat.weights->views();
+        inputs.kv = seat.layouts;
+        inputs.arena_layout = part.layout;
+        inputs.arena = seat.arena.view();
+        inputs.max_tokens = options_.max_tokens;
+        inputs.max_outputs = options_.max_outputs;
+        inputs.precision = precision_of(options_.precision, part.device);
+        inputs.events = options_.events;
+        part.plan = seat.device.backend->compile(inputs);
+    }
+    compiled_ = true;
+}
+
+void StagedPlan::run(const Batch& batch) {
+    if (!compiled_) compile();
+    if (parts_.size() == 1) {
+        run_part(parts_.front(), batch);
+        return;
+    }
+    pick_tables(batch);
+    for (size_t i = 0; i < parts_.size(); ++i) {
+        if (i > 0) cross(parts_[i - 1], parts_[i], batch);
+        Batch own = batch;
+        own.tables = seats_[parts_[i].device].tables;
+        run_part(parts_[i], own);
+    }
+}
+
+void StagedPlan::run_part(Part& part, const Batch& batch) {
+    Seat& seat = seats_[part.device];
+    seat.weights->upload(part.weights, batch.interrupted);
+    seat.device.backend->wait(seat.device.backend->submit(*part.plan, batch));
+}
+
+// Each device gets the tables of its own groups, run by run.
+void StagedPlan::pick_tables(const Batch& batch) {
+    for (Seat& seat : seats_) {
+        seat.tables.clear();
+        for (size_t run = 0; run < batch.runs.size() && !groups_.empty(); ++run) {
+            const auto first =
+                batch.tables.begin() + static_cast<std::ptrdiff_t>(run * groups_.size() + seat.first_group);
+            seat.tables.insert(seat.tables.end(), first, first + static_cast<std::ptrdiff_t>(seat.group_count));
+        }
+    }
+}
+
+BufferView StagedPlan::value_view(const Part& part, ValueId id, uint64_t bytes) const {
+    BufferView view = seats_[part.device].arena.view();
+    view.offset += part.layout.offsets[id];
+    view.bytes = bytes;
+    return view;
+}
+
+void StagedPlan::cross(const Part& from, const Part& to, const Batch& batch) {
+    Backend& source = *seats_[from.device].device.backend;
+    Backend& target = *seats_[to.device].device.backend;
+    for (const ValueId id : to.program->inputs) {
+        const Value& value = to.program->values[id];
+        const uint64_t rows = value.rows == Rows::tokens ? batch.tokens.size() : batch.output_rows.size();
+        const uint64_t bytes = rows * value.width * sizeof(float);
+        if (bytes == 0) continue;
+        const BufferView left = value_view(from, id, bytes), right = value_view(to, id, bytes);
+        if (left.heap->host()) {  // arenas are memory that the host sees
+            target.upload({left.host(), bytes}, right);
+        } else {
+            source.download(left, {right.host(), bytes});
+        }
+    }
+}
+
+uint64_t StagedPlan::evict_weights() noexcept {
+    if (copied_bytes() == 0) return 0;
+    for (Part& part : parts_) part.plan.reset();
+    compiled_ = false;
+    uint64_t bytes = 0;
+    for (Seat& seat : seats_) bytes += seat.weights ? seat.weights->evict() : 0;
+    return bytes;
+}
+
+uint64_t StagedPlan::copied_bytes() const noexcept {
+    uint64_t bytes = 0;
+    for (const Seat& seat : seats_) bytes += seat.weights ? seat.weights->copied_bytes() : 0;
+    return bytes;
+}
+
+uint64_t StagedPlan::arena_bytes() const noexcept {
+    uint64_t bytes = 0;
+    for (const Seat& seat : seats_) bytes += seat.arena.view().bytes;
+    return bytes;
+}
+
+}  // namespace metallic

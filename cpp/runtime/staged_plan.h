@@ -1,0 +1,98 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "backend/backend.h"
+#include "gguf/model_file.h"
+#include "memory/pool.h"
+#include "program/stages.h"
+#include "runtime/placement.h"
+#include "runtime/weights.h"
+
+namespace metallic {
+
+// A placed program, compiled stage by stage, each for its device, and run as one. A program of one stage is run as it
+// is. Where there are more, the activations alive between two of them cross once, the rows of the batch alone; each
+// device has one arena, which its stages take in turn. Not thread-safe.
+class StagedPlan {
+  public:
+    struct Device {
+        std::shared_ptr<Backend> backend;
+        Pool* pool = nullptr;
+    };
+    struct Options {
+        uint32_t max_tokens = 0, max_outputs = 0;
+        DType kv_dtype = DType::F16;
+        Precision precision = Precision::automatic;
+        EventRing* events = nullptr;
+    };
+    // The pages of one cache group on one device.
+    struct Group {
+        uint32_t device = 0;
+        CacheGroup group;  // with the layers that are there
+        KvLayout layout;
+    };
+
+    // `planned` and its placement, by which stages were assigned; `devices` by the numbers that the stages have. The
+    // program, the pools and the ring outlive the plan. Compiles all stages. Throws UnsupportedModelError, OutOfMemory,
+    // RequestError.
+    StagedPlan(const Program& planned, const Placement& placement, std::shared_ptr<const ModelFile> file,
+               std::vector<Device> devices, const Options& options);
+
+    // Whose page tables a batch has for each run, in this order.
+    std::span<const Group> groups() const noexcept { return groups_; }
+
+    // Uploads what is missing of the weights, runs the batch and waits for it. Throws what Backend::submit and wait do,
+    // and what Weights::upload does.
+    void run(const Batch& batch);
+
+    // Drops the plans and frees the copies of weights; returns their bytes. The next run makes room for them again,
+    // compiles all stages and uploads; OutOfMemory is thrown there, and a later run tries again.
+    uint64_t evict_weights() noexcept;
+    uint64_t copied_bytes() const noexcept;
+
+    uint64_t arena_bytes() const noexcept;
+    size_t stages() const noexcept { return parts_.size(); }
+
+  private:
+    // What one device has of the model.
+    struct Seat {
+        Device device;
+        std::unique_ptr<Weights> weights;
+        std::vector<KvLayout> layouts;
+        Allocation arena;
+        size_t first_group = 0, group_count = 0;  // among groups_
+        std::vector<PageTableView> tables;        // of the batch being run
+    };
+    struct Part {
+        const Program* program = nullptr;
+        uint32_t device = 0;
+        ArenaLayout layout;
+        std::vector<WeightId> weights;
+        std::unique_ptr<Plan> plan;
+    };
+
+    void add_parts(const Program& planned, const Placement& placement);
+    void add_groups(uint32_t device, std::span<const CacheGroup> groups);
+    void place_weights(const Program& planned, const Placement& placement,
+                       const std::shared_ptr<const ModelFile>& file);
+    void place_arenas();
+    void compile();
+    void run_part(Part& part, const Batch& batch);
+    void pick_tables(const Batch& batch);
+    void cross(const Part& from, const Part& to, const Batch& batch);
+    BufferView value_view(const Part& part, ValueId id, uint64_t bytes) const;
+
+    const Options options_;
+    StagedProgram staged_;  // where there is more than one stage
+    std::vector<Group> groups_;
+    std::vector<Seat> seats_;
+    std::vector<Part> parts_;
+    bool compiled_ = false;
+};
+
+}  // namespace metallic

@@ -1,0 +1,195 @@
+#include <gtest/gtest.h>
+
+#include <numeric>
+
+#include "core/error.h"
+#include "placed_model.h"
+#include "runtime/model.h"
+
+// Models whose layers are on two devices, against the same model on one.
+namespace metallic::testing {
+namespace {
+
+constexpr uint32_t kRowBytes = PlacedModel::kWidth * sizeof(float);
+
+class StagedModel {
+  public:
+    explicit StagedModel(const std::string& rules, std::optional<uint32_t> device_layers = {}, uint64_t budget = 0,
+                         uint32_t batch_tokens = 48) {
+        ModelOptions options;
+        options.context_length = 4096;
+        options.batch_tokens = batch_tokens;
+        options.precision = Precision::float32;
+        options.memory_budget = budget;
+        options.placement = PlacementRules::parse(rules);
+        if (device_layers) options.placement.set_device_layers(*device_layers);
+        options.host = [this] {
+            host = std::make_shared<CountingBackend>(true);
+            return host;
+        };
+        model = std::make_shared<Model>(source.file, device, source.program, options);
+    }
+
+    std::vector<float> forward(std::vector<RunRequest> runs) {
+        std::vector<float> logits(Model::logit_rows(runs) * PlacedModel::kVocabulary);
+        model->forward(runs, logits.data(), interrupted);
+        return logits;
+    }
+
+    PlacedModel source;
+    std::shared_ptr<CountingBackend> device = std::make_shared<CountingBackend>(false), host;
+    std::shared_ptr<Model> model;
+    std::function<bool()> interrupted;
+};
+
+std::vector<int32_t> tokens(uint32_t count, int32_t first) {
+    std::vector<int32_t> result(count);
+    for (uint32_t i = 0; i < count; ++i) result[i] = static_cast<int32_t>((first + i * 7) % PlacedModel::kVocabulary);
+    return result;
+}
+
+// A long prompt in several submissions, two sequences in a batch, a fork that writes into shared pages, a sequence cut
+// short: all logits one after the other.
+std::vector<float> story(StagedModel& m) {
+    const auto first = m.model->create_sequence(), second = m.model->create_sequence();
+    const std::vector<int32_t> prompt = tokens(110, 1), other = tokens(9, 3), one = tokens(1, 5);
+    std::vector<float> all;
+    const auto run = [&](std::vector<RunRequest> runs) {
+        const std::vector<float> logits = m.forward(std::move(runs));
+        all.insert(all.end(), logits.begin(), logits.end());
+    };
+    run({{first.get(), prompt}});
+    run({{first.get(), one}, {second.get(), other, true}});
+    const auto forked = m.model->fork(*first);
+    run({{forked.get(), other}, {first.get(), one}, {second.get(), one}});
+    run({{forked.get(), other, false, true}});
+    EXPECT_TRUE(m.model->truncate(*second, 4));
+    run({{second.get(), one}, {forked.get(), one}});
+    return all;
+}
+
+TEST(StagedModel, AnyPlacementGivesTheSameLogits) {
+    StagedModel whole("mapped");
+    const std::vector<float> wanted = story(whole);
+    EXPECT_EQ(whole.model->placement().stages.size(), 1u);
+    EXPECT_EQ(whole.host, nullptr);
+    EXPECT_GT(*std::max_element(wanted.begin(), wanted.end()), 0.0f);
+    for (const char* rules :
+         {"cpu", "private", "shared", "blk.0=cpu", "blk.3=cpu", "blk.1-2=cpu", "blk.1=cpu,blk.3=cpu", "token_embd=cpu",
+          "blk.*.ffn_*=cpu", "private,blk.*.attn_*=cpu", "blk.*.ffn_down=cpu", "blk.*.attn_norm=cpu",
+          "blk.*.attn_v=cpu", "output_norm=cpu", "shared,blk.2.ffn_up=cpu", "blk.*.attn_output=cpu"}) {
+        StagedModel placed(rules);
+        EXPECT_EQ(story(placed), wanted) << rules;
+    }
+    for (uint32_t layers = 0; layers <= PlacedModel::kBlocks + 1; ++layers) {
+        StagedModel placed("private", layers);
+        EXPECT_EQ(story(placed), wanted) << layers;
+        EXPECT_EQ(placed.host != nullptr, layers <= PlacedModel::kBlocks);
+    }
+}
+
+TEST(StagedModel, ActivationsCrossOncePerBoundaryTheBatchsRowsAlone) {
+    StagedModel placed("blk.1-2=cpu");
+    const auto sequence = placed.model->create_sequence();
+    const std::vector<int32_t> prompt = tokens(20, 1), one = tokens(1, 2);
+    placed.forward({{sequence.get(), prompt}});
+    EXPECT_EQ(placed.device->uploads, (std::vector<uint64_t>{20 * kRowBytes}));
+    EXPECT_EQ(placed.host->uploads, (std::vector<uint64_t>{20 * kRowBytes}));
+    EXPECT_EQ(placed.device->submissions, 2);
+    EXPECT_EQ(placed.host->submissions, 1);
+    placed.forward({{sequence.get(), one}});
+    EXPECT_EQ(placed.device->uploads.back(), kRowBytes);
+    EXPECT_EQ(placed.host->uploads.back(), kRowBytes);
+
+    // Behind the last attention only the rows that were asked for are left.
+    StagedModel output("output_norm=cpu");
+    const auto other = output.model->create_sequence();
+    output.forward({{other.get(), prompt}});
+    EXPECT_EQ(output.host->uploads, (std::vector<uint64_t>{kRowBytes}));
+    output.forward({{other.get(), one, false, true}});
+    EXPECT_EQ(output.host->uploads.size(), 1u) << "no logits, no rows";
+}
+
+TEST(StagedModel, PagesAreOnTheDeviceOfTheirLayers) {
+    StagedModel placed("blk.0-2=cpu");
+    // Blocks 0 and 2 see all, 1 and 3 a window; one of these is on the device.
+    const std::vector<Model::GroupUse> groups = placed.model->kv_use();
+    ASSERT_EQ(groups.size(), 3u);
+    EXPECT_EQ(groups[0].window, PlacedModel::kWindow);
+    EXPECT_EQ(groups[0].layers, 1u);
+    EXPECT_EQ(groups[1].layers, 2u);
+    EXPECT_EQ(groups[2].layers, 1u);
+    StagedModel whole("mapped");
+    EXPECT_EQ(placed.model->kv_bytes_per_token(), whole.model->kv_bytes_per_token());
+    const auto sequence = placed.model->create_sequence();
+    const std::vector<int32_t> prompt = tokens(200, 1);
+    placed.forward({{sequence.get(), prompt}});
+    const std::vector<Model::GroupUse> used = placed.model->kv_use();
+    EXPECT_EQ(used[1].pages_in_use, 7u);
+    EXPECT_LE(used[0].pages_in_use, 3u);
+    EXPECT_LE(used[2].pages_in_use, 3u);
+}
+
+TEST(StagedModel, MappedBytesAreCountedOnce) {
+    StagedModel whole("mapped"), placed("mapped", 2);
+    EXPECT_EQ(placed.model->memory().mapped_bytes, whole.model->memory().mapped_bytes) << "both read the embeddings";
+}
+
+TEST(StagedModel, CopiesAreMadeAtFirstUseStageByStage) {
+    StagedModel placed("blk.0=private,blk.1=cpu,blk.3=shared");
+    const uint64_t matrix = placed.source.bytes_of("blk.0.ffn_up.weight");
+    const auto count = [&](uint64_t bytes) {
+        return std::count(placed.device->uploads.begin(), placed.device->uploads.end(), bytes);
+    };
+    EXPECT_EQ(count(matrix), 0) << "nothing was needed yet";
+    EXPECT_EQ(count(kRowBytes), 4) << "vectors are there when plans are compiled";
+    // A stop between the stages: what the first needs is there, what the last needs is not.
+    const auto sequence = placed.model->create_sequence();
+    placed.interrupted = [&] { return placed.host->submissions > 0; };
+    const std::vector<int32_t> prompt = tokens(5, 1);
+    EXPECT_THROW(placed.forward({{sequence.get(), prompt}}), Interrupted);
+    EXPECT_EQ(count(matrix), 3) << "gate, up and down of block 0";
+    placed.interrupted = {};
+    placed.forward({{sequence.get(), prompt}});
+    placed.forward({{sequence.get(), prompt}});
+    EXPECT_EQ(count(matrix), 6) << "each once";
+}
+
+TEST(StagedModel, EvictedWeightsComeBackWithTheNextPass) {
+    StagedModel whole("mapped");
+    const std::vector<float> wanted = story(whole);
+    EXPECT_EQ(whole.model->evict_weights(), 0u) << "what is mapped is not held";
+    for (const char* rules : {"private", "shared,blk.1=cpu", "mapped,blk.0-1=private"}) {
+        StagedModel placed(rules);
+        const uint64_t before = placed.model->memory().heap_bytes;
+        EXPECT_EQ(story(placed), wanted);
+        const uint64_t held = placed.model->memory().tags[static_cast<int>(Tag::weights)].current;
+        const uint64_t freed = placed.model->evict_weights();
+        EXPECT_GT(freed, placed.source.bytes_of("blk.0.ffn_up.weight"));
+        const uint64_t left = placed.model->memory().tags[static_cast<int>(Tag::weights)].current;
+        EXPECT_LE(left + freed, held);
+        EXPECT_EQ(placed.model->evict_weights(), 0u);
+        EXPECT_EQ(story(placed), wanted) << rules;
+        EXPECT_EQ(placed.model->memory().tags[static_cast<int>(Tag::weights)].current, held);
+        EXPECT_LE(placed.model->memory().heap_bytes, before + 2 * Pool::kHeapBytes);
+    }
+}
+
+TEST(StagedModel, APassThatCannotCompileAgainLeavesTheNextOneToTry) {
+    StagedModel placed("private,blk.1=cpu");
+    const auto sequence = placed.model->create_sequence();
+    const std::vector<int32_t> prompt = tokens(4, 1);
+    const std::vector<float> wanted = placed.forward({{sequence.get(), prompt}});
+    ASSERT_TRUE(placed.model->truncate(*sequence, 0));
+    ASSERT_GT(placed.model->evict_weights(), 0u);
+    placed.host->refuse_compile = true;
+    EXPECT_THROW(placed.forward({{sequence.get(), prompt}}), OutOfMemory);
+    EXPECT_EQ(sequence->length(), 0u);
+    EXPECT_GT(placed.model->evict_weights(), 0u) << "what came back can go again";
+    EXPECT_THROW(placed.forward({{sequence.get(), prompt}}), OutOfMemory);
+    placed.host->refuse_compile = false;
+    EXPECT_EQ(placed.forward({{sequence.get(), prompt}}), wanted);
+}
+
+}  // namespace
+}  // namespace metallic::testing
