@@ -16,10 +16,6 @@ uint32_t max_outputs(const Program& program, uint32_t batch_tokens) {
     return static_cast<uint32_t>(std::min<uint64_t>(std::max(kLogitBytes / row, kMinOutputs), batch_tokens));
 }
 
-bool is_kv_dtype(DType dtype) {
-    return dtype == DType::F32 || dtype == DType::F16 || dtype == DType::BF16 || dtype == DType::Q8_0;
-}
-
 void check_idle(const Sequence& sequence) {
     if (sequence.busy) throw RequestError("the sequence is in use by a forward pass");
 }
@@ -58,13 +54,16 @@ Model::Model(std::shared_ptr<const ModelFile> file, std::shared_ptr<Backend> bac
         throw RequestError("batch_tokens must lie between 1 and 65536");
     }
     if (options_.context_length == 0) throw RequestError("the context length must be at least 1");
-    if (!is_kv_dtype(options_.kv_dtype)) {
-        throw RequestError("keys and values cannot be kept in " + std::string(dtype_info(options_.kv_dtype).name) +
-                           "; F32, F16, BF16 and Q8_0 are supported");
+    for (const KvPair& types : {options_.kv_types.full, options_.kv_types.window}) {
+        for (const DType dtype : {types.keys, types.values}) {
+            if (is_kv_dtype(dtype)) continue;
+            throw RequestError("keys and values cannot be kept in " + std::string(dtype_info(dtype).name) +
+                               "; F32, F16, BF16, Q8_0 and Q4_0 are supported");
+        }
     }
     weights_ = std::make_unique<Weights>(file_, backend_, pool_, program_, options_.weights);
     for (size_t g = 0; g < program_.groups.size(); ++g) {
-        layouts_.push_back(KvLayout::of(program_.groups[g], options_.kv_dtype));
+        layouts_.push_back(KvLayout::of(program_.groups[g], options_.kv_types.of(program_.groups[g])));
         stores_.push_back(std::make_unique<PageStore>(pool_, layouts_.back(), "kv/group." + std::to_string(g)));
     }
     compile();
