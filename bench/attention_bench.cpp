@@ -17,7 +17,7 @@ using cpu::VectorKernels;
 constexpr uint32_t kKvHeads = 8;
 
 struct Case {
-    DType dtype;
+    KvPair types;
     uint32_t history;  // tokens, the queries' own included
     uint32_t rows;     // 1: decoding
     uint32_t group_heads;
@@ -48,8 +48,8 @@ class Layers {
         t.group_heads = c_.group_heads;
         t.head_size = c_.head_size;
         t.scale = 0.125f;
-        t.kv_dtype = c_.dtype;
-        t.kv_row_bytes = layout_.row_bytes;
+        t.key_rows = layout_.key_rows;
+        t.value_rows = layout_.value_rows;
         t.pages = pages_.data() + (layer * pages_per_layer_) % pages_.size();
         for (uint32_t row = 0; row < c_.rows; row += tile_rows_) {
             t.rows = std::min(tile_rows_, c_.rows - row);
@@ -71,10 +71,14 @@ class Layers {
         std::normal_distribution<float> normal;
         std::vector<uint8_t> page(layout_.page_bytes);
         std::vector<float> x(c_.head_size);
-        for (size_t at = 0; at < page.size(); at += layout_.row_bytes) {
-            for (float& v : x) v = normal(random);
-            kernels_.store_kv(c_.dtype, x.data(), x.size(), page.data() + at);
-        }
+        const auto fill = [&](const KvRows& rows, size_t at, size_t end) {
+            for (; at < end; at += rows.row_bytes) {
+                for (float& v : x) v = normal(random);
+                kernels_.store_kv(rows, x.data(), x.size(), page.data() + at);
+            }
+        };
+        fill(layout_.key_rows, 0, layout_.values(0, 0));
+        fill(layout_.value_rows, layout_.values(0, 0), page.size());
         memory_ = allocate(count * page.size());
         for (size_t i = 0; i < count; ++i) {
             uint8_t* at = memory_.get() + i * page.size();
@@ -86,7 +90,7 @@ class Layers {
 
     const Case c_;
     const VectorKernels& kernels_;
-    const KvLayout layout_ = KvLayout::of({0, kKvHeads, c_.head_size, 1}, c_.dtype);
+    const KvLayout layout_ = KvLayout::of({0, kKvHeads, c_.head_size, 1}, c_.types);
     const size_t pages_per_layer_ = (c_.history + kPageTokens - 1) / kPageTokens;
     uint32_t tile_rows_ = 1;
     Memory memory_, scratch_;
@@ -94,8 +98,13 @@ class Layers {
     std::vector<float> q_, out_;
 };
 
+std::string types_name(KvPair types) {
+    const std::string keys(dtype_info(types.keys).name), values(dtype_info(types.values).name);
+    return keys == values ? keys : keys + "_" + values;
+}
+
 void add(const cpu::Isa& isa, const Case& c, double read_gb) {
-    const std::string name = std::string("attention/") + isa.name + "/" + std::string(dtype_info(c.dtype).name) +
+    const std::string name = std::string("attention/") + isa.name + "/" + types_name(c.types) +
                              "/history:" + std::to_string(c.history) + "/rows:" + std::to_string(c.rows) +
                              "/heads:" + std::to_string(kKvHeads) + "x" + std::to_string(c.group_heads) + "x" +
                              std::to_string(c.head_size);
@@ -116,14 +125,15 @@ void add_all() {
     benchmark::AddCustomContext("read GB/s", std::to_string(read_gb));
     benchmark::AddCustomContext("read GB/s, scattered blocks of 4 KiB", std::to_string(read_bandwidth(4096)));
     for (const cpu::Isa& isa : measured_isas()) {
-        for (const DType dtype : {DType::F16, DType::Q8_0, DType::BF16, DType::F32}) {
+        for (const KvPair types : {KvPair(DType::F16), KvPair(DType::Q8_0), KvPair(DType::Q4_0),
+                                   KvPair(DType::Q8_0, DType::Q4_0), KvPair(DType::BF16), KvPair(DType::F32)}) {
             for (const uint32_t head_size : {64u, 128u}) {
                 for (const uint32_t history : {1024u, 4096u, 32768u})
-                    add(isa, {dtype, history, 1, 4, head_size}, read_gb);
-                add(isa, {dtype, 512, 512, 4, head_size}, read_gb);
+                    add(isa, {types, history, 1, 4, head_size}, read_gb);
+                add(isa, {types, 512, 512, 4, head_size}, read_gb);
             }
-            add(isa, {dtype, 4096, 1, 1, 128}, read_gb);
-            add(isa, {dtype, 4096, 1, 8, 64}, read_gb);
+            add(isa, {types, 4096, 1, 1, 128}, read_gb);
+            add(isa, {types, 4096, 1, 8, 64}, read_gb);
         }
     }
 }

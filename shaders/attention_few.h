@@ -34,7 +34,7 @@ inline uint2 few_span(uint page_token, uint begin, uint end) {
 }
 
 // The dot products of all queries with the page's keys in `span`; lane i has those of key i. Eight lanes share a key.
-// Queries that are not staged are one, at q.
+// Queries that are not staged are one, at q; such heads are too large to be rotated.
 template <uint Q>
 void few_scores(device const uchar* keys, uint row_bytes, uint2 span, device const float* q,
                 threadgroup const float* queries, float factor, uint lane, thread float* scores) {
@@ -45,7 +45,7 @@ void few_scores(device const uchar* keys, uint row_bytes, uint2 span, device con
         for (uint i = 0; i < Q; ++i) dots[i] = 0.0f;
         if (key >= span.x && key < span.y) {
             for (uint d = lane % 8 * 4; d < kv_head_size; d += 32) {
-                const float4 k = kv_four(keys + key * row_bytes, d);
+                const float4 k = kv_four(kv_key_type, keys + key * row_bytes, d);
                 for (uint i = 0; i < Q; ++i) {
                     const float4 x = attention_stages_queries ? *(threadgroup const float4*)(queries + i * width + d)
                                                               : few_query(q, d, factor);
@@ -71,7 +71,7 @@ void few_values(device const uchar* values, uint row_bytes, uint2 span, uint d, 
     if (d >= kv_head_size) return;
     for (uint key = lane / 8; key < kPageTokens; key += 4) {
         if (key < span.x || key >= span.y) continue;
-        const float4 v = kv_four(values + key * row_bytes, d);
+        const float4 v = kv_four(kv_value_type, values + key * row_bytes, d);
         for (uint i = 0; i < Q; ++i) {
             const float weight = weights[key * Q + i];
             state.values[i] = weight == 0.0f ? state.values[i] : state.values[i] + weight * v;
@@ -88,7 +88,6 @@ struct FewWork {
     threadgroup float* staged;   // [Q][width]: the queries
     threadgroup float* shared;   // [Q][simdgroups]
     threadgroup float* weights;  // [pages of a block][32][Q]
-    ulong keys;                  // where the kv head's rows start in a page
     uint table, begin, end;
     uint queries, first_query, kv_head;
     uint rows[Q];  // of query i: row * heads + head
@@ -102,8 +101,10 @@ void few_stage(constant AttentionParams& params, device const float* q, thread c
     const uint width = few_width();
     for (uint i = 0; i < Q; ++i) {
         device const float* from = q + ulong(work.rows[i]) * kv_head_size;
-        for (uint d = work.simdgroup * 32 + work.lane; d < width; d += work.simdgroups * 32) {
-            work.staged[i * width + d] = d < kv_head_size ? from[d] * params.factor : 0.0f;
+        for (uint d = work.simdgroup * 32 + work.lane; d - work.lane < width; d += work.simdgroups * 32) {
+            float x = d < kv_head_size ? from[d] * params.factor : 0.0f;
+            if (kv_rotates(kv_key_type)) x = kv_rotate(x, d, work.lane);
+            if (d < width) work.staged[i * width + d] = x;
         }
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
@@ -113,7 +114,6 @@ void few_stage(constant AttentionParams& params, device const float* q, thread c
 template <uint Q>
 void few_block(constant AttentionParams& params, device const float* q, uint token, thread const FewWork<Q>& work,
                thread FewState<Q>& state) {
-    const uint row_bytes = params.kv.row_bytes;
     const uint lane = work.lane;
     const uint own = token + work.simdgroup * kPageTokens;  // this simdgroup's page
     const bool busy = work.simdgroup < params.pages && own < work.end;
@@ -126,7 +126,7 @@ void few_block(constant AttentionParams& params, device const float* q, uint tok
             busy && lane >= span.x && lane < span.y && attention_sees(own + lane, work.positions[i], params.window);
     }
     if (busy) {
-        few_scores<Q>(kv_row(work.pages, work.table, own, work.keys, row_bytes), row_bytes, span,
+        few_scores<Q>(kv_row(work.pages, work.table, own, params.kv.keys, work.kv_head), params.kv.keys.row_bytes, span,
                       q + ulong(work.rows[0]) * kv_head_size, work.staged, params.factor, lane, scores);
     }
     for (uint i = 0; i < Q; ++i) {
@@ -148,8 +148,8 @@ void few_block(constant AttentionParams& params, device const float* q, uint tok
     threadgroup_barrier(mem_flags::mem_threadgroup);
     for (uint page = 0; page < params.pages && token + page * kPageTokens < work.end; ++page) {
         const uint at = token + page * kPageTokens;
-        device const uchar* values = kv_row(work.pages, work.table, at, work.keys + params.kv.side_bytes, row_bytes);
-        few_values<Q>(values, row_bytes, few_span(at, work.begin, work.end), work.dimension,
+        device const uchar* values = kv_row(work.pages, work.table, at, params.kv.values, work.kv_head);
+        few_values<Q>(values, params.kv.values.row_bytes, few_span(at, work.begin, work.end), work.dimension,
                       work.weights + page * kPageTokens * Q, lane, state);
     }
 }
@@ -162,6 +162,7 @@ void few_finish(constant AttentionParams& params, device const float* sinks, dev
     for (uint i = 0; i < Q; ++i) {
         state.values[i] += simd_shuffle_xor(state.values[i], 8);
         state.values[i] += simd_shuffle_xor(state.values[i], 16);
+        if (kv_rotates(kv_value_type)) state.values[i] = kv_rotate_four(state.values[i], work.dimension, work.lane);
         const float sum = simd_sum(state.sum[i]);
         if (work.lane == 0) work.shared[i * work.simdgroups + work.simdgroup] = sum;
     }
@@ -216,7 +217,6 @@ kernel void attention_few(constant AttentionParams& params [[buffer(0)]],
     work.staged = memory;
     work.shared = memory + (attention_stages_queries ? Q * few_width() : 0);
     work.weights = work.shared + (Q * simdgroups + 3) / 4 * 4;
-    work.keys = params.kv.keys + work.kv_head * params.kv.head_bytes;
     work.table = kv_table(tables, work.tile->run * params.kv.groups + params.kv.group);
     work.begin = work.tile->begin;
     work.end = work.tile->end;

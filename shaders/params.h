@@ -224,19 +224,25 @@ METALLIC_SIZE(CandidateParams, 8);
 // ---- the cache: kv_write, rope and attention ----
 
 // What one page of a cache group holds, and the history that one dispatch of attention covers: see kv.h.
-enum KvType : uint32_t { KvF32, KvF16, KvBF16, KvQ8_0 };
+enum KvType : uint32_t { KvF32, KvF16, KvBF16, KvQ8_0, KvQ4_0 };
+enum : uint32_t { kMostRotatedHead = 1024 };  // larger heads are kept as they are; see kv.h
 
-// Where a layer's rows lie in a page: a head's keys at `keys` + head * `head_bytes`, its values `side_bytes` further.
-struct KvPlaceParams {
-    uint64_t keys;
-    uint64_t side_bytes;
+// Where a layer's keys, or its values, lie in a page: those of a kv head from `first` + head * `head_bytes` on.
+struct KvSideParams {
+    uint64_t first;
     uint64_t head_bytes;
     uint32_t row_bytes;
-    uint32_t group;  // this cache group, and how many there are: indices of page tables
-    uint32_t groups;
     uint32_t reserved;
 };
-METALLIC_SIZE(KvPlaceParams, 40);
+METALLIC_SIZE(KvSideParams, 24);
+
+struct KvPlaceParams {
+    KvSideParams keys;
+    KvSideParams values;
+    uint32_t group;  // this cache group, and how many there are: indices of page tables
+    uint32_t groups;
+};
+METALLIC_SIZE(KvPlaceParams, 56);
 
 struct KvWriteParams {
     KvPlaceParams kv;
@@ -246,7 +252,7 @@ struct KvWriteParams {
     float epsilon;
     float magnitudes[2];  // of the rotation: base, extended
 };
-METALLIC_SIZE(KvWriteParams, 64);
+METALLIC_SIZE(KvWriteParams, 80);
 
 struct RopeParams {
     uint32_t rows;
@@ -266,7 +272,7 @@ struct AttentionParams {
     float softcap;
     uint32_t reserved;
 };
-METALLIC_SIZE(AttentionParams, 72);
+METALLIC_SIZE(AttentionParams, 88);
 
 // Consecutive queries of one run, and the tokens [begin, end) that they are to look at: all that they see, or a segment
 // of it, whose sums go to partials[partial + row * heads + head].

@@ -69,35 +69,34 @@ inline void head_rewrite(device const float* x, device float* out, uint lane, th
 }
 
 inline void head_store(device const float* x, device uchar* row, uint lane, thread const HeadChange& change) {
-    if (kv_type != KvQ8_0) {
+    if (!kv_is_block(kv_key_type)) {
         for (uint slot = lane; slot < head_slots(); slot += 32) {
             const uint2 at = head_slot(slot);
             const float2 two = head_changed(x, slot, change);
-            kv_store(row, at.x, two.x);
-            if (head_slot_turns(slot)) kv_store(row, at.y, two.y);
+            kv_store(kv_key_type, row, at.x, two.x);
+            if (head_slot_turns(slot)) kv_store(kv_key_type, row, at.y, two.y);
         }
         return;
     }
     // Blocks go by elements, and each lane computes the pair of its own.
-    for (uint first = 0; first < kv_head_size; first += kKvBlock, row += kKvBlockBytes) {
-        const uint i = first + lane;
+    for (uint i = lane; i - lane < kv_head_size; i += kKvBlock) {
         float element = 0.0f;
         if (i < kv_head_size) {
             const uint slot = i >= rope_dims ? i - rope_dims / 2 : rope_neox ? i % (rope_dims / 2) : i / 2;
             const float2 two = head_changed(x, slot, change);
             element = head_slot(slot).x == i ? two.x : two.y;
         }
-        kv_store_block(row, element, lane);
+        kv_store_block(kv_key_type, row, i, element, lane);
     }
 }
 
 inline void head_store_plain(device const float* x, device uchar* row, uint lane) {
-    if (kv_type != KvQ8_0) {
-        for (uint i = lane; i < kv_head_size; i += 32) kv_store(row, i, x[i]);
+    if (!kv_is_block(kv_value_type)) {
+        for (uint i = lane; i < kv_head_size; i += 32) kv_store(kv_value_type, row, i, x[i]);
         return;
     }
-    for (uint first = 0; first < kv_head_size; first += kKvBlock, row += kKvBlockBytes) {
-        kv_store_block(row, first + lane < kv_head_size ? x[first + lane] : 0.0f, lane);
+    for (uint i = lane; i - lane < kv_head_size; i += kKvBlock) {
+        kv_store_block(kv_value_type, row, i, i < kv_head_size ? x[i] : 0.0f, lane);
     }
 }
 
@@ -129,14 +128,12 @@ kernel void kv_write(constant KvWriteParams& params [[buffer(0)]], device const 
     const bool is_value = head >= params.kv_heads;
     if (is_value) head -= params.kv_heads;
     const ulong at = (ulong(row) * params.kv_heads + head) * kv_head_size;
-    const ulong offset = params.kv.keys + head * params.kv.head_bytes + (is_value ? params.kv.side_bytes : 0);
-    device uchar* to = kv_row(pages, kv_table(tables, run * params.kv.groups + params.kv.group), position, offset,
-                              params.kv.row_bytes);
+    const uint table = kv_table(tables, run * params.kv.groups + params.kv.group);
     if (is_value) {
-        head_store_plain(v + at, to, lane);
+        head_store_plain(v + at, kv_row(pages, table, position, params.kv.values, head), lane);
     } else {
         if (kv_norms_keys) head_norm(k + at, k_norm, params.epsilon, lane, change);
-        head_store(k + at, to, lane, change);
+        head_store(k + at, kv_row(pages, table, position, params.kv.keys, head), lane, change);
     }
 }
 

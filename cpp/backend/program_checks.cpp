@@ -113,16 +113,11 @@ const CacheGroup& ProgramChecks::group(uint32_t index, uint32_t layer) const {
     check(layer < found.layers, "a layer outside of its cache group");
     check(found.kv_heads > 0 && found.head_size > 0, "a cache group without heads");
     const KvLayout& layout = inputs.kv[index];
-    if (layout.dtype != DType::F32 && layout.dtype != DType::F16 && layout.dtype != DType::BF16 &&
-        layout.dtype != DType::Q8_0) {
-        unsupported("keys and values of type " + std::string(dtype_info(layout.dtype).name));
+    for (const KvSide side : {KvSide::keys, KvSide::values}) {
+        const DType dtype = layout.rows(side).dtype;
+        if (!is_kv_dtype(dtype)) unsupported("keys or values of type " + std::string(dtype_info(dtype).name));
     }
-    const KvLayout wanted = KvLayout::of(found, layout.dtype);
-    check(layout.kv_heads == wanted.kv_heads && layout.head_size == wanted.head_size &&
-              layout.layers == wanted.layers && layout.row_bytes == wanted.row_bytes &&
-              layout.head_bytes == wanted.head_bytes && layout.side_bytes == wanted.side_bytes &&
-              layout.page_bytes == wanted.page_bytes,
-          "a page layout that does not fit its cache group");
+    check(layout == KvLayout::of(found, layout.types()), "a page layout that does not fit its cache group");
     return found;
 }
 

@@ -10,6 +10,7 @@
 #include <thread>
 
 #include "backend/backend.h"
+#include "backend/kv_types.h"
 #include "bindings/bindings.h"
 #include "bindings/placement_dict.h"
 #include "core/error.h"
@@ -162,14 +163,12 @@ std::shared_ptr<Model> make_model(std::shared_ptr<ModelFile> file, const Program
                                   uint32_t batch_tokens, uint64_t memory_budget, const std::string& weights,
                                   const std::string& precision, std::optional<uint32_t> gpu_layers,
                                   uint32_t placement_context, const std::string& eviction) {
-    const DTypeInfo* kv = find_dtype(std::string_view(kv_type));
-    if (!kv) throw RequestError("no such type for keys and values: " + kv_type);
     ModelOptions options;
     options.placement = PlacementRules::parse(weights);
     if (gpu_layers) options.placement.set_device_layers(*gpu_layers);
     options.placement_context = placement_context;
     options.host = [threads] { return create_host_backend(threads); };
-    options.kv_dtype = kv->dtype;
+    options.kv_types = KvTypes::parse(kv_type);
     options.context_length = context_length;
     options.batch_tokens = batch_tokens;
     options.memory_budget = memory_budget;
@@ -254,7 +253,7 @@ void bind_model(nb::module_& m) {
 
     nb::class_<Model>(m, "Model", "A compiled model with its weights and pages.")
         .def(nb::new_(&make_model), nb::arg("file"), nb::arg("program"), nb::arg("context_length"),
-             nb::arg("device") = "auto", nb::arg("threads") = 0, nb::arg("kv_type") = "F16",
+             nb::arg("device") = "auto", nb::arg("threads") = 0, nb::arg("kv_type") = "f16",
              nb::arg("batch_tokens") = 512, nb::arg("memory_budget") = 0, nb::arg("weights") = "mapped",
              nb::arg("precision") = "auto", nb::arg("gpu_layers") = nb::none(), nb::arg("placement_context") = 0,
              nb::arg("eviction") = "auto")
@@ -324,8 +323,7 @@ void bind_model(nb::module_& m) {
     m.def(
         "predict_memory",
         [](const Program& traced, const std::string& kv_type, uint32_t batch_tokens) {
-            const DTypeInfo* kv = find_dtype(std::string_view(kv_type));
-            if (!kv) throw RequestError("no such type for keys and values: " + kv_type);
+            const KvTypes types = KvTypes::parse(kv_type);
             const auto [program, activations] = [&] {
                 const nb::gil_scoped_release release;
                 Program planned = plan_program(traced);
@@ -334,7 +332,7 @@ void bind_model(nb::module_& m) {
             }();
             nb::list groups;
             for (const CacheGroup& group : program.groups) {
-                const KvLayout layout = KvLayout::of(group, kv->dtype);
+                const KvLayout layout = KvLayout::of(group, types.of(group));
                 groups.append(nb::make_tuple(group.window, layout.page_bytes));
             }
             return nb::make_tuple(groups, activations);
@@ -343,6 +341,9 @@ void bind_model(nb::module_& m) {
         nb::sig("def predict_memory(program: Program, kv_type: str, batch_tokens: int) -> "
                 "tuple[list[tuple[int, int]], int]"),
         "What a model of this program would take: ([(window, bytes of a page)], bytes of activations).");
+    m.def(
+        "check_kv_types", [](const std::string& kv_type) { return KvTypes::parse(kv_type).text(); }, nb::arg("kv_type"),
+        "The types of keys and values that a text asks for, in their shortest form; RequestError for other text.");
     m.attr("page_tokens") = kPageTokens;
     nb::module_::import_("atexit").attr("register")(nb::cpp_function(&stop_running_passes));
 }

@@ -22,12 +22,10 @@ nb::object block_number(uint32_t block) {
 nb::dict predict_placement(Program program, const std::string& device, const std::string& weights,
                            std::optional<uint32_t> gpu_layers, uint32_t context, const std::string& kv_type,
                            uint32_t batch_tokens, uint64_t memory_budget) {
-    const DTypeInfo* kv = find_dtype(std::string_view(kv_type));
-    if (!kv) throw RequestError("no such type for keys and values: " + kv_type);
     ModelOptions options;
     options.placement = PlacementRules::parse(weights);
     if (gpu_layers) options.placement.set_device_layers(*gpu_layers);
-    options.kv_dtype = kv->dtype;
+    options.kv_types = KvTypes::parse(kv_type);
     options.context_length = context;
     options.batch_tokens = batch_tokens;
     options.memory_budget = memory_budget;

@@ -16,10 +16,6 @@ uint32_t max_outputs(const Program& program, uint32_t batch_tokens) {
     return static_cast<uint32_t>(std::min<uint64_t>(std::max(kLogitBytes / row, kMinOutputs), batch_tokens));
 }
 
-bool is_kv_dtype(DType dtype) {
-    return dtype == DType::F32 || dtype == DType::F16 || dtype == DType::BF16 || dtype == DType::Q8_0;
-}
-
 constexpr std::chrono::milliseconds kBalancePeriod{100};
 
 const ModelOptions& checked(const ModelOptions& options) {
@@ -27,9 +23,12 @@ const ModelOptions& checked(const ModelOptions& options) {
         throw RequestError("batch_tokens must lie between 1 and 65536");
     }
     if (options.context_length == 0) throw RequestError("the context length must be at least 1");
-    if (!is_kv_dtype(options.kv_dtype)) {
-        throw RequestError("keys and values cannot be kept in " + std::string(dtype_info(options.kv_dtype).name) +
-                           "; F32, F16, BF16 and Q8_0 are supported");
+    for (const KvPair& types : {options.kv_types.full, options.kv_types.window}) {
+        for (const DType dtype : {types.keys, types.values}) {
+            if (is_kv_dtype(dtype)) continue;
+            throw RequestError("keys and values cannot be kept in " + std::string(dtype_info(dtype).name) +
+                               "; F32, F16, BF16, Q8_0 and Q4_0 are supported");
+        }
     }
     return options;
 }
@@ -104,7 +103,7 @@ Model::Model(std::shared_ptr<const ModelFile> file, std::shared_ptr<Backend> bac
     }
     plan_ = std::make_unique<StagedPlan>(
         program_, placed_.placement, file_, devices,
-        StagedPlan::Options{options_.batch_tokens, max_outputs_, options_.kv_dtype, options_.precision, &events_});
+        StagedPlan::Options{options_.batch_tokens, max_outputs_, options_.kv_types, options_.precision, &events_});
     std::vector<KvGroup> groups;
     for (const StagedPlan::Group& group : plan_->groups()) {
         const StagedPlan::Device& at = devices[group.device];
@@ -122,7 +121,7 @@ Model::~Model() = default;
 
 Placement Model::place(Program& traced, const DeviceInfo& device, const ModelOptions& options) {
     std::vector<KvLayout> kv;
-    for (const CacheGroup& group : traced.groups) kv.push_back(KvLayout::of(group, options.kv_dtype));
+    for (const CacheGroup& group : traced.groups) kv.push_back(KvLayout::of(group, options.kv_types.of(group)));
     PlacementLimits limits;
     limits.device_is_host = device.is_host || !options.host;
     limits.unified_memory = device.unified_memory;

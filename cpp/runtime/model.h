@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "backend/backend.h"
+#include "backend/kv_types.h"
 #include "gguf/model_file.h"
 #include "kv/kv_cache.h"
 #include "kv/sequence.h"
@@ -28,7 +29,7 @@
 namespace metallic {
 
 struct ModelOptions {
-    DType kv_dtype = DType::F16;  // F32, F16, BF16, Q8_0
+    KvTypes kv_types;
     uint32_t context_length = 0;  // the model's own limit; a sequence never grows past it
     uint32_t batch_tokens = 512;  // most tokens of one submission
     uint64_t memory_budget = 0;   // bytes; 0: none

@@ -68,7 +68,7 @@ void StagedPlan::add_groups(uint32_t device, std::span<const CacheGroup> groups)
     seat.first_group = groups_.size();
     seat.group_count = groups.size();
     for (const CacheGroup& group : groups) {
-        groups_.push_back({device, group, KvLayout::of(group, options_.kv_dtype)});
+        groups_.push_back({device, group, KvLayout::of(group, options_.kv_types.of(group))});
         seat.layouts.push_back(groups_.back().layout);
     }
 }

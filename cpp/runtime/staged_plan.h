@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "backend/backend.h"
+#include "backend/kv_types.h"
 #include "gguf/model_file.h"
 #include "memory/pool.h"
 #include "program/stages.h"
@@ -26,7 +27,7 @@ class StagedPlan {
     };
     struct Options {
         uint32_t max_tokens = 0, max_outputs = 0;
-        DType kv_dtype = DType::F16;
+        KvTypes kv_types;
         Precision precision = Precision::automatic;
         EventRing* events = nullptr;
     };

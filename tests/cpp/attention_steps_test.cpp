@@ -127,14 +127,17 @@ TEST(AttentionSteps, FusedAndSeparateStepsAgree) {
 
 TEST(AttentionSteps, CacheOfEveryType) {
     // A value at the border of two roundings may fall on the other side here.
-    const std::vector<std::pair<DType, double>> types{{DType::F16, 1e-3}, {DType::BF16, 5e-3}, {DType::Q8_0, 5e-3}};
-    for (const auto& [dtype, tolerance] : types) {
-        Shape shape;
-        shape.head_size = 40;  // no whole blocks of Q8_0
-        Session::Options options;
-        options.kv = dtype;
-        SCOPED_TRACE(dtype_info(dtype).name);
-        expect_reference(make_model(shape), conversation(50), tolerance, options);
+    const std::map<DType, double> tolerances{
+        {DType::F32, kFloat}, {DType::F16, 1e-3}, {DType::BF16, 5e-3}, {DType::Q8_0, 5e-3}, {DType::Q4_0, 8e-2}};
+    for (const auto& [keys, of_keys] : tolerances) {
+        for (const auto& [values, of_values] : tolerances) {
+            Shape shape;
+            shape.head_size = 40;  // no whole blocks
+            Session::Options options;
+            options.kv = {keys, values};
+            SCOPED_TRACE(std::string(dtype_info(keys).name) + " and " + std::string(dtype_info(values).name));
+            expect_reference(make_model(shape), conversation(50), std::max(of_keys, of_values), options);
+        }
     }
 }
 

@@ -9,13 +9,13 @@ namespace {
 
 using namespace testing;
 
-constexpr DType kDTypes[] = {DType::F32, DType::F16, DType::BF16, DType::Q8_0};
+constexpr DType kDTypes[] = {DType::F32, DType::F16, DType::BF16, DType::Q8_0, DType::Q4_0};
 constexpr uint32_t kHeadSizes[] = {64, 128, 80, 20, 33, 1, 256, 96, 192, 512, 16, 47};
 
 Problem random_problem(std::mt19937& random, int i) {
     const auto upto = [&random](uint32_t n) { return static_cast<uint32_t>(random() % n); };
     Problem p;
-    p.dtype = kDTypes[i % 4];
+    p.types = {kDTypes[i % 5], kDTypes[i / 5 % 5]};
     p.head_size = kHeadSizes[upto(std::size(kHeadSizes))];
     p.group_heads = 1 + upto(9);
     p.rows = upto(3) == 0 ? 1 : 1 + upto(40);
@@ -45,12 +45,19 @@ std::vector<Problem> long_problems() {
     p.tokens = 1030;
     p.rows = 40;
     p.window = 5;
-    p.dtype = DType::Q8_0;
+    p.types = DType::Q8_0;
     problems.push_back(p);
     p.tokens = 1024;
     p.rows = 1;
     p.window = 0;
     p.softcap = 20;
+    problems.push_back(p);
+    p.types = {DType::Q4_0, DType::Q8_0};
+    p.head_size = 128;
+    p.group_heads = 4;
+    problems.push_back(p);
+    p.types = {DType::Q8_0, DType::Q4_0};
+    p.rows = 20;
     problems.push_back(p);
     return problems;
 }
@@ -137,7 +144,7 @@ TEST_P(Attention, KeepsNaNsFromThoseWhoDoNotSeeThem) {
     std::mt19937 random(6);
     for (const uint32_t rows : {6u, 40u}) {
         Problem p;
-        p.dtype = DType::F32;
+        p.types = DType::F32;
         p.rows = rows;
         p.tokens = rows + 20;
         p.group_heads = 2;
@@ -146,7 +153,7 @@ TEST_P(Attention, KeepsNaNsFromThoseWhoDoNotSeeThem) {
         const auto sound = cache.attend(*kernels_);
         const uint32_t bad_row = rows / 2;
         const float nan = std::numeric_limits<float>::quiet_NaN();
-        std::memcpy(cache.row(20 + bad_row, cache.layout.values(0, 0)), &nan, sizeof nan);
+        std::memcpy(cache.row(20 + bad_row, KvSide::values), &nan, sizeof nan);
         const auto poisoned = cache.attend(*kernels_);
         for (uint32_t row = 0; row < rows; ++row) {
             const bool sees = row >= bad_row && row < bad_row + p.window;
@@ -161,7 +168,7 @@ TEST_P(Attention, SurvivesScoresFarApart) {
     std::mt19937 random(7);
     for (const uint32_t rows : {1u, 24u}) {
         Problem p;
-        p.dtype = DType::F32;
+        p.types = DType::F32;
         p.rows = rows;
         p.tokens = 200;
         p.deviation = 40.0f;

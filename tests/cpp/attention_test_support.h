@@ -8,13 +8,13 @@
 #include <memory>
 #include <numeric>
 #include <random>
+#include <span>
 #include <string>
 #include <vector>
 
 #include "backend/cpu/isa/select.h"
 #include "backend/cpu/isa/vector_kernels.h"
-#include "backend/kv_layout.h"
-#include "core/blocks.h"
+#include "backend/kv_rows.h"
 
 // A cache of pages scattered in memory, attention over it, and attention as its definition says, in double precision.
 namespace metallic::cpu::testing {
@@ -35,7 +35,7 @@ inline std::vector<float> random_floats(std::mt19937& random, size_t n, float de
 }
 
 struct Problem {
-    DType dtype = DType::F16;
+    KvPair types;
     uint32_t tokens = 1;  // in the cache; the queries are the last of them
     uint32_t rows = 1;
     uint32_t group_heads = 1;
@@ -49,31 +49,16 @@ struct Problem {
 };
 
 inline std::string describe(const Problem& p) {
-    return std::string(dtype_info(p.dtype).name) + " tokens " + std::to_string(p.tokens) + " rows " +
-           std::to_string(p.rows) + " group " + std::to_string(p.group_heads) + " head " + std::to_string(p.head_size) +
-           " window " + std::to_string(p.window) + " softcap " + std::to_string(p.softcap) + (p.sinks ? " sinks" : "");
-}
-
-inline float element(DType dtype, const uint8_t* row, uint32_t i) {
-    if (dtype == DType::F32) {
-        float x;
-        std::memcpy(&x, row + 4 * i, 4);
-        return x;
-    }
-    if (dtype == DType::Q8_0) {
-        BlockQ8_0 block;
-        std::memcpy(&block, row + i / 32 * sizeof block, sizeof block);
-        return to_float(block.d) * static_cast<float>(block.qs[i % 32]);
-    }
-    uint16_t bits;
-    std::memcpy(&bits, row + 2 * i, 2);
-    return dtype == DType::F16 ? to_float(half_t{bits}) : to_float(bf16_t{bits});
+    return std::string(dtype_info(p.types.keys).name) + "/" + std::string(dtype_info(p.types.values).name) +
+           " tokens " + std::to_string(p.tokens) + " rows " + std::to_string(p.rows) + " group " +
+           std::to_string(p.group_heads) + " head " + std::to_string(p.head_size) + " window " +
+           std::to_string(p.window) + " softcap " + std::to_string(p.softcap) + (p.sinks ? " sinks" : "");
 }
 
 class Cache {
   public:
     Cache(const Problem& problem, std::mt19937& random) : p(problem) {
-        layout = KvLayout::of({p.window, p.kv_heads, p.head_size, p.layers}, p.dtype);
+        layout = KvLayout::of({p.window, p.kv_heads, p.head_size, p.layers}, p.types);
         const uint32_t position = p.tokens - p.rows;
         const uint32_t oldest = p.window != 0 && position >= p.window ? position - p.window + 1 : 0;
         first_page = oldest / kPageTokens;
@@ -88,19 +73,23 @@ class Cache {
         }
         // Tokens that no query may see stay NaN.
         for (uint32_t token = oldest; token < p.tokens; ++token) {
-            for (const uint64_t side : {layout.keys(p.layer, p.kv_head), layout.values(p.layer, p.kv_head)}) {
-                const auto x =
-                    random_floats(random, p.head_size, side == layout.keys(p.layer, p.kv_head) ? p.deviation : 1);
-                vector_portable().store_kv(p.dtype, x.data(), p.head_size, row(token, side));
+            for (const KvSide side : {KvSide::keys, KvSide::values}) {
+                const auto x = random_floats(random, p.head_size, side == KvSide::keys ? p.deviation : 1);
+                write_kv_row(layout, side, x.data(), reinterpret_cast<std::byte*>(row(token, side)));
             }
         }
         q = random_floats(random, size_t{p.rows} * q_stride(), p.deviation);
         sinks = random_floats(random, p.group_heads, 2.0f);
     }
 
-    uint8_t* row(uint32_t token, uint64_t side) const {
+    uint8_t* row(uint32_t token, KvSide side) const {
         uint8_t* page = reinterpret_cast<uint8_t*>(static_cast<uintptr_t>(pages[token / kPageTokens - first_page]));
-        return page + side + size_t{token % kPageTokens} * layout.row_bytes;
+        return page + layout.at(side, p.layer, p.kv_head) + size_t{token % kPageTokens} * layout.rows(side).row_bytes;
+    }
+    std::vector<float> elements(uint32_t token, KvSide side) const {
+        std::vector<float> x(p.head_size);
+        read_kv_row(layout, side, reinterpret_cast<const std::byte*>(row(token, side)), x.data());
+        return x;
     }
     size_t q_stride() const { return size_t{p.group_heads} * p.head_size + 3; }
     size_t out_stride() const { return size_t{p.group_heads} * p.head_size + 1; }
@@ -121,8 +110,8 @@ class Cache {
         t.softcap = p.softcap;
         t.window = p.window;
         t.sinks = p.sinks ? sinks.data() + head : nullptr;
-        t.kv_dtype = p.dtype;
-        t.kv_row_bytes = layout.row_bytes;
+        t.key_rows = layout.key_rows;
+        t.value_rows = layout.value_rows;
         t.pages = pages.data();
         t.first_page = first_page;
         t.keys_offset = layout.keys(p.layer, p.kv_head);
@@ -179,6 +168,12 @@ struct Reference {
     std::vector<double> tolerance;
 };
 
+inline double norm(std::span<const float> x) {
+    double squares = 0;
+    for (const float v : x) squares += static_cast<double>(v) * static_cast<double>(v);
+    return std::sqrt(squares);
+}
+
 inline Reference reference(const Cache& c, uint32_t row, uint32_t head) {
     const Problem& p = c.p;
     const float* q = c.q.data() + row * c.q_stride() + size_t{head} * p.head_size;
@@ -188,13 +183,15 @@ inline Reference reference(const Cache& c, uint32_t row, uint32_t head) {
     std::vector<double> scores;
     double score_error = 0;
     for (uint32_t token = oldest; token <= position; ++token) {
-        const uint8_t* key = c.row(token, c.layout.keys(p.layer, p.kv_head));
+        const std::vector<float> key = c.elements(token, KvSide::keys);
         double dot = 0, magnitude = 0;
         for (uint32_t d = 0; d < p.head_size; ++d) {
-            const double product = static_cast<double>(q[d]) * element(p.dtype, key, d);
+            const double product = static_cast<double>(q[d]) * static_cast<double>(key[d]);
             dot += product;
             magnitude += std::abs(product);
         }
+        // A rotation rounds each element five times, and once by its factor, in parts of its block.
+        if (c.layout.key_rows.rotated) magnitude = 4 * norm({q, p.head_size}) * norm(key);
         double s = dot * c.scale();
         // A chain of head_size / 16 roundings and four of the tree; then scaling, and tanh (2 ulp) and its factors.
         score_error = std::max(score_error, (p.head_size / 16 + 6) * kUnit * magnitude * c.scale());
@@ -214,11 +211,12 @@ inline Reference reference(const Cache& c, uint32_t row, uint32_t head) {
         const double weight = std::exp(scores[i] - largest);
         spread = std::max(spread, std::min(88.0, largest - scores[i]));
         sum += weight;
-        const uint8_t* value = c.row(oldest + static_cast<uint32_t>(i), c.layout.values(p.layer, p.kv_head));
+        const std::vector<float> value = c.elements(oldest + static_cast<uint32_t>(i), KvSide::values);
+        const double whole = c.layout.value_rows.rotated ? 2 * norm(value) : 0;
         for (uint32_t d = 0; d < p.head_size; ++d) {
-            const double product = weight * element(p.dtype, value, d);
+            const double product = weight * static_cast<double>(value[d]);
             out[d] += product;
-            absolute[d] += std::abs(product);
+            absolute[d] += std::abs(product) + weight * whole;
         }
     }
     // Relative error of a weight: that of its score and the maximum, of their difference, and of the exponential. Sums

@@ -239,7 +239,7 @@ TEST(Backend, RefusesAnOutputUponAnInput) {
 
 TEST(Backend, RefusesACacheTypeWithoutKernels) {
     Session::Options options;
-    options.kv = DType::Q4_0;
+    options.kv = DType::Q5_0;
     EXPECT_THROW(Session(small_model(), options), UnsupportedModelError);
 }
 

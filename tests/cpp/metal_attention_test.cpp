@@ -15,15 +15,19 @@
 // of an exponential of 4 ulp; sums of the values add a rounding per page. 3e-5 holds that. A cache of 16 bits rounds
 // keys and values the same way on both sides, so it costs nothing where they come straight from a table; where norms
 // and rotation come first, and always for Q8_0, whose quants come from a quotient, a value at the border of two
-// roundings may fall on the other side here.
+// roundings may fall on the other side here; a step of Q4_0 is a seventh of the block's largest element.
 namespace metallic::testing {
 namespace {
 
 constexpr double kFloat = 3e-5;
 
-double tolerance_of(DType kv, bool direct = true) {
+double tolerance_of(DType kv, bool direct) {
+    if (kv == DType::Q4_0) return 1e-1;
     if (kv == DType::Q8_0 || (kv == DType::BF16 && !direct)) return 5e-3;
     return kv == DType::F16 && !direct ? 1e-3 : kFloat;
+}
+double tolerance_of(KvPair kv, bool direct = true) {
+    return std::max(tolerance_of(kv.keys, direct), tolerance_of(kv.values, direct));
 }
 
 struct Shape {
@@ -40,10 +44,10 @@ struct Shape {
     uint32_t layers = 1;  // the attention is of the last one
 };
 
-std::string describe(const Shape& s, DType kv) {
-    return std::string(dtype_info(kv).name) + " heads " + std::to_string(s.heads) + "/" + std::to_string(s.kv_heads) +
-           " of " + std::to_string(s.head_size) + " window " + std::to_string(s.window) + " softcap " +
-           std::to_string(s.softcap) + (s.sinks ? " sinks" : "");
+std::string describe(const Shape& s, KvPair kv) {
+    return std::string(dtype_info(kv.keys).name) + "/" + std::string(dtype_info(kv.values).name) + " heads " +
+           std::to_string(s.heads) + "/" + std::to_string(s.kv_heads) + " of " + std::to_string(s.head_size) +
+           " window " + std::to_string(s.window) + " softcap " + std::to_string(s.softcap) + (s.sinks ? " sinks" : "");
 }
 
 TestModel make_model(const Shape& shape) {
@@ -72,7 +76,7 @@ TestModel make_model(const Shape& shape) {
     return model;
 }
 
-Session::Options on_metal(DType kv, uint32_t max_tokens = 64, uint32_t pages = 64) {
+Session::Options on_metal(KvPair kv, uint32_t max_tokens = 64, uint32_t pages = 64) {
     Session::Options options;
     options.device = "metal";
     options.kv = kv;
@@ -115,14 +119,25 @@ std::vector<std::vector<RunSpec>> conversation(uint32_t prompt) {
     return batches;
 }
 
-constexpr DType kTypes[] = {DType::F16, DType::BF16, DType::F32, DType::Q8_0};
+constexpr DType kTypes[] = {DType::F16, DType::BF16, DType::F32, DType::Q8_0, DType::Q4_0};
+// Each type on each side, and all ways in which they meet: 16 bits, floats, blocks, rotated blocks.
+constexpr KvPair kPairs[] = {DType::F16,
+                             DType::BF16,
+                             DType::F32,
+                             DType::Q8_0,
+                             DType::Q4_0,
+                             {DType::Q8_0, DType::Q4_0},
+                             {DType::Q4_0, DType::F16},
+                             {DType::F16, DType::Q4_0},
+                             {DType::BF16, DType::F16},
+                             {DType::F32, DType::Q8_0}};
 
 class MetalAttention : public ::testing::TestWithParam<uint32_t> {};
 
 // By head size: those with kernels of their own, and others, down to 1, that are no multiple of anything.
 TEST_P(MetalAttention, EveryTypeOfCache) {
     const Checks unchecked(false);
-    for (const DType kv : kTypes) {
+    for (const KvPair kv : kPairs) {
         Shape shape;
         shape.head_size = GetParam();
         expect_attention(shape, conversation(37), on_metal(kv));
@@ -131,7 +146,7 @@ TEST_P(MetalAttention, EveryTypeOfCache) {
 
 TEST_P(MetalAttention, EveryTypeOfCacheChecked) {
     const Checks checked(true);
-    for (const DType kv : kTypes) {
+    for (const KvPair kv : kPairs) {
         Shape shape;
         shape.head_size = GetParam();
         shape.heads = GetParam() > 128 ? 2 : 3, shape.kv_heads = 1;
@@ -142,7 +157,7 @@ TEST_P(MetalAttention, EveryTypeOfCacheChecked) {
 }
 
 INSTANTIATE_TEST_SUITE_P(HeadSizes, MetalAttention,
-                         ::testing::Values(64, 80, 96, 128, 192, 256, 512, 32, 40, 65, 72, 1, 19, 130, 320));
+                         ::testing::Values(64, 80, 96, 128, 192, 256, 512, 32, 40, 65, 72, 1, 19, 130, 320, 20));
 
 // Beyond what matrices and staging in threadgroup memory can hold.
 TEST(MetalAttentionSteps, HugeHeads) {
@@ -208,7 +223,8 @@ TEST(MetalAttentionSteps, SharpScores) {
 
 TEST(MetalAttentionSteps, NormsAndRotationBeforeTheWrite) {
     const Checks checked(true);
-    for (const DType kv : kTypes) {
+    for (const KvPair kv : {KvPair(DType::F16), KvPair(DType::BF16), KvPair(DType::F32), KvPair(DType::Q8_0),
+                            KvPair(DType::Q4_0, DType::Q8_0)}) {
         for (const RopePairing pairing : {RopePairing::normal, RopePairing::neox}) {
             for (const uint32_t dims : {2u, 20u, 36u}) {
                 Shape shape;
@@ -246,7 +262,19 @@ TEST(MetalAttentionSteps, SegmentsAreCheckedToo) {
     Shape shape;
     shape.heads = 3, shape.kv_heads = 1, shape.head_size = 8, shape.sinks = true;
     expect_attention(shape, {{{0, some_tokens(300, 1)}}, {{0, some_tokens(1, 2)}}, {{0, some_tokens(7, 3)}}},
-                     on_metal(DType::Q8_0, 300, 12));
+                     on_metal({DType::Q8_0, DType::Q4_0}, 300, 12));
+}
+
+// Every pair of types at once in one layout of pages, with several layers and windows.
+TEST(MetalAttentionSteps, EveryPairOfTypes) {
+    const Checks unchecked(false);
+    for (const DType keys : kTypes) {
+        for (const DType values : kTypes) {
+            Shape shape;
+            shape.head_size = 48, shape.layers = 3, shape.window = 21, shape.sinks = true;
+            expect_attention(shape, conversation(37), on_metal({keys, values}));
+        }
+    }
 }
 
 // What a later token wrote is nothing to an earlier one of the same tile, even if it is no number. (A table's row of

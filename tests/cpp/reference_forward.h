@@ -11,7 +11,7 @@ namespace metallic::testing {
 // type.
 class ReferenceForward {
   public:
-    explicit ReferenceForward(const TestModel& model, DType kv = DType::F32);
+    explicit ReferenceForward(const TestModel& model, KvPair kv = DType::F32);
     // Logits of the given rows.
     std::vector<double> forward(const std::vector<RunSpec>& runs, const std::vector<uint32_t>& output_rows);
 
@@ -49,7 +49,7 @@ class ReferenceForward {
     double product(const LinearPart& part, uint32_t expert, uint32_t row, const double* x) const;
 
     const Program& program_;
-    const DType kv_;
+    const KvPair kv_;
     std::vector<std::vector<double>> weights_;
     std::vector<Rowset> values_;
     std::vector<RowInfo> rows_;
@@ -91,12 +91,49 @@ inline void put_row(std::vector<double>& all, size_t row, const std::vector<doub
     std::copy(x.begin(), x.end(), all.begin() + static_cast<ptrdiff_t>(row * x.size()));
 }
 
+// The transform of kv_rows.h, by its matrix: the sign of (i, j) is that of the number of bits that both have.
+inline std::vector<double> hadamard(const std::vector<double>& x) {
+    std::vector<double> out;
+    while (out.size() < x.size()) {
+        const size_t first = out.size(), n = std::bit_floor(std::min<size_t>(x.size() - first, 32));
+        for (size_t i = 0; i < n; ++i) {
+            double sum = 0;
+            for (size_t j = 0; j < n; ++j) sum += std::popcount(i & j) % 2 == 0 ? x[first + j] : -x[first + j];
+            out.push_back(sum / std::sqrt(static_cast<double>(n)));
+        }
+    }
+    return out;
+}
+
+// One head through Q4_0 blocks behind that transform.
+inline std::vector<double> rotated_to_four_bits(const std::vector<double>& head) {
+    std::vector<double> x = hadamard(head);
+    for (size_t first = 0; first < x.size(); first += kBlock) {
+        const size_t end = std::min(first + kBlock, x.size());
+        double extreme = 0;
+        for (size_t i = first; i < end; ++i) extreme = std::abs(x[i]) > std::abs(extreme) ? x[i] : extreme;
+        const double scale = extreme / -8;
+        const double kept = static_cast<double>(to_float(to_half(static_cast<float>(scale))));
+        for (size_t i = first; i < end; ++i) {
+            x[i] = scale != 0 ? std::clamp(std::nearbyint(x[i] / scale), -8.0, 7.0) * kept : 0;
+        }
+    }
+    return hadamard(x);
+}
+
 // Keys or values of some heads, as a cache of this type keeps them.
 inline std::vector<double> rounded(DType kv, size_t head_size, std::vector<double> x) {
     const auto half = [](double v) { return static_cast<double>(to_float(to_half(static_cast<float>(v)))); };
     if (kv == DType::F16) std::transform(x.begin(), x.end(), x.begin(), half);
     if (kv == DType::BF16) {
         for (double& v : x) v = static_cast<double>(to_float(to_bf16(static_cast<float>(v))));
+    }
+    if (kv == DType::Q4_0) {
+        for (size_t first = 0; first < x.size(); first += head_size) {
+            const auto at = x.begin() + static_cast<ptrdiff_t>(first);
+            const std::vector<double> head = rotated_to_four_bits({at, at + static_cast<ptrdiff_t>(head_size)});
+            std::copy(head.begin(), head.end(), at);
+        }
     }
     for (size_t i = 0; kv == DType::Q8_0 && i < x.size();) {
         const size_t end = std::min(i + kBlock, (i / head_size + 1) * head_size);
@@ -110,7 +147,7 @@ inline std::vector<double> rounded(DType kv, size_t head_size, std::vector<doubl
 
 }  // namespace detail
 
-inline ReferenceForward::ReferenceForward(const TestModel& model, DType kv) : program_(model.program), kv_(kv) {
+inline ReferenceForward::ReferenceForward(const TestModel& model, KvPair kv) : program_(model.program), kv_(kv) {
     for (WeightId id = 0; id < program_.weights.size(); ++id) weights_.push_back(model.elements(id));
 }
 
@@ -254,8 +291,8 @@ inline void ReferenceForward::run(const KvWriteStep& s) {
         History& history = history_[{rows_[row].sequence, {s.group, s.layer}}];
         history.keys.resize(rows_[row].position);
         history.values.resize(rows_[row].position);
-        history.keys.push_back(detail::rounded(kv_, head, change(s.k, s.k_norm, row)));
-        history.values.push_back(detail::rounded(kv_, head, detail::row_of(values_[s.v], row, width(s.v))));
+        history.keys.push_back(detail::rounded(kv_.keys, head, change(s.k, s.k_norm, row)));
+        history.values.push_back(detail::rounded(kv_.values, head, detail::row_of(values_[s.v], row, width(s.v))));
     }
 }
 

@@ -33,7 +33,7 @@ class SequenceTest : public ::testing::Test {
 
 TEST_F(SequenceTest, LayoutCountsEveryByte) {
     EXPECT_EQ(layout().page_bytes, uint64_t{2} * 3 * 2 * 64 * 2 * kPageTokens);
-    EXPECT_EQ(KvLayout::of({0, 1, 80, 1}, DType::Q8_0).row_bytes, 3u * 34);  // padded to whole blocks
+    EXPECT_EQ(KvLayout::of({0, 1, 80, 1}, DType::Q8_0).key_rows.row_bytes, 3u * 34);  // padded to whole blocks
 }
 
 TEST_F(SequenceTest, GrowsByPagesWithoutCopies) {

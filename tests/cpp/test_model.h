@@ -58,7 +58,7 @@ class Session {
     struct Options {
         std::string device = test_device();
         uint32_t threads = 1;  // of the CPU backend
-        DType kv = DType::F32;
+        KvPair kv = DType::F32;
         uint32_t max_tokens = 64;
         uint32_t max_outputs = 64;
         bool alias_queries = false;  // q_out shares q's place

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "backend/cpu/isa/select.h"
+#include "backend/kv_rows.h"
 #include "core/blocks.h"
 #include "program/program.h"
 
@@ -252,15 +253,19 @@ Floats hard_halves(std::mt19937& random) {
     return x;
 }
 
+KvRows rows_of(DType dtype) {
+    return KvRows::of({0, 1, 1, 1}, dtype);
+}
+
 TEST_P(VectorKernelsOf, StoresHalves) {
     std::mt19937 random(7);
     const Floats x = hard_halves(random);
     std::vector<half_t> halves(x.size());
     std::vector<bf16_t> brains(x.size());
     Floats floats(x.size());
-    k_->store_kv(DType::F16, x.data(), x.size(), halves.data());
-    k_->store_kv(DType::BF16, x.data(), x.size(), brains.data());
-    k_->store_kv(DType::F32, x.data(), x.size(), floats.data());
+    k_->store_kv(rows_of(DType::F16), x.data(), x.size(), halves.data());
+    k_->store_kv(rows_of(DType::BF16), x.data(), x.size(), brains.data());
+    k_->store_kv(rows_of(DType::F32), x.data(), x.size(), floats.data());
     EXPECT_TRUE(same_bits(floats, x));
     for (size_t i = 0; i < x.size(); ++i) {
         if (std::isnan(x[i])) {
@@ -276,11 +281,11 @@ TEST_P(VectorKernelsOf, StoresNothingBeyondARow) {
     std::mt19937 random(8);
     for (const size_t n : kSizes) {
         const Floats x = random_floats(random, n);
-        for (const DType dtype : {DType::F32, DType::F16, DType::BF16, DType::Q8_0}) {
+        for (const DType dtype : {DType::F32, DType::F16, DType::BF16, DType::Q8_0, DType::Q4_0}) {
             const size_t block = dtype_info(dtype).block_elements;
             const size_t bytes = row_bytes(dtype, (n + block - 1) / block * block);
             std::vector<uint8_t> row(bytes + 64, 0xab);
-            k_->store_kv(dtype, x.data(), n, row.data());
+            k_->store_kv(rows_of(dtype), x.data(), n, row.data());
             for (size_t i = bytes; i < row.size(); ++i) ASSERT_EQ(row[i], 0xab) << dtype_info(dtype).name << " " << n;
         }
     }
@@ -292,7 +297,7 @@ TEST_P(VectorKernelsOf, StoresQ8Blocks) {
         for (const float deviation : {1.0f, 1e-6f, 1e-12f, 3e-44f, 1e6f, 1e38f}) {
             const Floats x = random_floats(random, n, deviation);
             std::vector<BlockQ8_0> row((n + 31) / 32);
-            k_->store_kv(DType::Q8_0, x.data(), n, row.data());
+            k_->store_kv(rows_of(DType::Q8_0), x.data(), n, row.data());
             for (size_t b = 0; b < row.size(); ++b) {
                 float largest = 0;
                 for (size_t i = 32 * b; i < std::min(n, 32 * b + 32); ++i) largest = std::max(largest, std::abs(x[i]));
@@ -310,13 +315,33 @@ TEST_P(VectorKernelsOf, StoresQ8Blocks) {
     Floats x(64, 1.0f);
     x[40] = kNan;
     BlockQ8_0 row[2];
-    k_->store_kv(DType::Q8_0, x.data(), x.size(), row);
+    k_->store_kv(rows_of(DType::Q8_0), x.data(), x.size(), row);
     EXPECT_EQ(row[0].qs[31], 127);
     EXPECT_TRUE(std::isnan(to_float(row[1].d)));
     x[40] = -kInf;
-    k_->store_kv(DType::Q8_0, x.data(), x.size(), row);
+    k_->store_kv(rows_of(DType::Q8_0), x.data(), x.size(), row);
     EXPECT_EQ(to_float(row[1].d), 65504.0f);
     EXPECT_EQ(row[1].qs[8], -127);
+}
+
+// Rows of all types, of odd values too, against the definition.
+TEST_P(VectorKernelsOf, StoresWhatHostRowsAre) {
+    std::mt19937 random(19);
+    for (const uint32_t n : {1u, 2u, 3u, 16u, 20u, 31u, 32u, 33u, 40u, 64u, 80u, 96u, 127u, 128u, 192u, 256u, 500u}) {
+        for (const DType dtype : {DType::F32, DType::F16, DType::BF16, DType::Q8_0, DType::Q4_0}) {
+            const KvLayout layout = KvLayout::of({0, 1, n, 1}, dtype);
+            for (const float deviation : {1.0f, 1e-6f, 3e-44f, 1e6f, 1e37f, kNan, kInf}) {
+                Floats x = random_floats(random, n, std::isfinite(deviation) ? deviation : 1.0f);
+                if (!std::isfinite(deviation)) x[random() % n] = deviation;
+                if (random() % 2 == 0) x[random() % n] = -x[random() % n];
+                std::vector<std::byte> ours(layout.key_rows.row_bytes), wanted = ours;
+                k_->store_kv(layout.key_rows, x.data(), n, ours.data());
+                write_kv_row(layout, KvSide::keys, x.data(), wanted.data());
+                if (!std::isfinite(deviation) && !dtype_info(dtype).quantised) continue;  // the bits of a NaN are free
+                ASSERT_EQ(ours, wanted) << dtype_info(dtype).name << " " << n << " " << deviation;
+            }
+        }
+    }
 }
 
 // Every kernel, on random rows and on odd values, against the portable table.
@@ -345,10 +370,10 @@ TEST_P(VectorKernelsOf, IsThePortableOneBitForBit) {
         same([&](const auto& k, float* a) { k.weighted_sum(y.data(), 0, z.data(), 1, a, n, a); }, "weighted_sum");
         same([&](const auto& k, float* a) { k.rope(a, 1, n, n / 2 * 2, round % 2 == 0, y.data(), z.data()); }, "rope");
         same([&](const auto& k, float* a) { k.softmax(a, n); }, "softmax");
-        for (const DType dtype : {DType::F32, DType::F16, DType::BF16, DType::Q8_0}) {
+        for (const DType dtype : {DType::F32, DType::F16, DType::BF16, DType::Q8_0, DType::Q4_0}) {
             std::vector<uint8_t> ours(4 * n + 64), theirs = ours;
-            k_->store_kv(dtype, x.data(), n, ours.data());
-            p.store_kv(dtype, x.data(), n, theirs.data());
+            k_->store_kv(rows_of(dtype), x.data(), n, ours.data());
+            p.store_kv(rows_of(dtype), x.data(), n, theirs.data());
             ASSERT_EQ(ours, theirs) << dtype_info(dtype).name;
         }
     }

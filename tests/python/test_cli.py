@@ -347,7 +347,7 @@ def test_inspect_counts_what_the_file_has() -> None:
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma3", "mistral-window"])
-@pytest.mark.parametrize("kv_type", ["f16", "q8_0"])
+@pytest.mark.parametrize("kv_type", ["f16", "q8_0", "k=q8_0,v=q4_0", "f16,window:q4_0"])
 def test_the_estimate_is_what_a_model_takes(name: str, kv_type: str) -> None:
     path, batch, count = str(GOLDENS / f"{name}.gguf"), 16, 200
     shown = run("inspect", path, "--json", "--context", str(count), "--kv-type", kv_type, "--batch-tokens", str(batch))

@@ -32,7 +32,7 @@ def prompt(model: mn.Model, count: int, seed: int = 0) -> list[int]:
 
 @pytest.mark.cpu_only
 @pytest.mark.parametrize("name", ARCHITECTURES)
-@pytest.mark.parametrize("kv_type", ["f16", "q8_0"])
+@pytest.mark.parametrize("kv_type", ["f16", "q8_0", "q4_0", "f32,window:k=q4_0,full:v=q8_0"])
 def test_threads_and_chunks_do_not_change_a_bit(load_golden: Load, name: str, kv_type: str) -> None:
     reference = load_golden(name, kv_type=kv_type, threads=1)
     ids = prompt(reference, 90)
@@ -202,8 +202,9 @@ def test_bad_requests_are_refused_and_lose_nothing(load_golden: Load) -> None:
             model.generate(**arguments)  # type: ignore[arg-type]
     with pytest.raises(mn.RequestError):
         mn.load(GOLDENS / "llama.gguf", device="abacus")
-    with pytest.raises(mn.RequestError):
-        mn.load(GOLDENS / "llama.gguf", kv_type="q2")
+    for kv_type in ("q2", "", "k=f16;v=f16", "f16,f16", "k=\0", "\udcff", "f" * 10**6, None, 8):
+        with pytest.raises(mn.RequestError):
+            mn.load(GOLDENS / "llama.gguf", kv_type=kv_type)  # type: ignore[arg-type]
     with pytest.raises(mn.RequestError):
         mn.load(GOLDENS / "llama.gguf", context_length=10**6)
     assert len(model.generate("a", max_tokens=3, ignore_eos=True).token_ids) == 3

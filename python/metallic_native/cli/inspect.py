@@ -14,7 +14,7 @@ from .console import console, decimal_size
 from .failures import CommandError, ExitCode
 from .loaded import open_file
 from .model_facts import MemoryEstimate, ModelFacts, estimate_memory
-from .options import KvType, one_of
+from .options import KvType
 
 if TYPE_CHECKING:
     from .. import _native
@@ -40,12 +40,7 @@ def inspect(
         int | None,
         typer.Option("--context", "-c", min=1, help="Tokens to estimate memory for [default: the model's limit]."),
     ] = None,
-    kv_type: Annotated[
-        str,
-        typer.Option(
-            help="Type of cached keys and values: f16, bf16, f32 or q8_0.", metavar="TYPE", parser=one_of(KvType)
-        ),
-    ] = "f16",
+    kv_type: KvType = "f16",
     batch_tokens: Annotated[int, typer.Option(min=1, max=65536, help="Most tokens computed at a time.")] = 512,
     tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,

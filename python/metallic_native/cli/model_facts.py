@@ -124,7 +124,7 @@ def estimate_memory(
     from ..engine.loader import trace_program
 
     batch = min(batch_tokens, context)
-    groups, activations = _native.predict_memory(trace_program(file, config), kv_type.upper(), batch)
+    groups, activations = _native.predict_memory(trace_program(file, config), kv_type, batch)
     page = _native.page_tokens
     return MemoryEstimate(
         context=context,

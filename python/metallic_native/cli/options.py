@@ -13,9 +13,8 @@ import typer
 if TYPE_CHECKING:
     from ..sampling import Sampling
 
-__all__ = ["LoadOptions", "SamplingOptions", "one_of", "parse_size", "with_groups"]
+__all__ = ["KvType", "LoadOptions", "SamplingOptions", "one_of", "parse_size", "with_groups"]
 
-KvType = Literal["f16", "bf16", "f32", "q8_0"]
 Device = Literal["auto", "cpu", "metal"]
 Placement = Literal["mapped", "private"]
 Precision = Literal["auto", "float32", "float16", "bfloat16", "int8"]
@@ -46,6 +45,27 @@ def one_of(choices: Any) -> Callable[[str], str]:
     return check
 
 
+def check_kv_type(text: str) -> str:
+    """The types of keys and values in their shortest form."""
+    from .. import _native
+    from ..errors import RequestError
+
+    try:
+        return _native.check_kv_types(text)
+    except (RequestError, UnicodeEncodeError) as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+KvType = Annotated[
+    str,
+    typer.Option(
+        help="Cached keys and values: f16, bf16, f32, q8_0 or q4_0; apart as in k=q8_0,v=q4_0 or f16,window:q8_0.",
+        metavar="TYPE",
+        parser=check_kv_type,
+    ),
+]
+
+
 @dataclass(frozen=True)
 class LoadOptions:
     """How a model is loaded."""
@@ -60,12 +80,7 @@ class LoadOptions:
     threads: Annotated[
         int | None, typer.Option("--threads", "-t", min=1, max=1024, help="CPU threads [default: one per core].")
     ] = None
-    kv_type: Annotated[
-        str,
-        typer.Option(
-            help="Type of cached keys and values: f16, bf16, f32 or q8_0.", metavar="TYPE", parser=one_of(KvType)
-        ),
-    ] = "f16"
+    kv_type: KvType = "f16"
     context: Annotated[
         int | None,
         typer.Option("--context", "-c", min=1, help="Most tokens of a sequence [default: the model's limit]."),

@@ -22,7 +22,6 @@ __all__ = ["load", "load_tokenizer", "placement_context", "trace_program"]
 
 log = logging.getLogger(__name__)
 
-KV_TYPES = ("f32", "f16", "bf16", "q8_0")
 EVICTIONS = ("auto", "save", "recompute")
 UNSTATED_CONTEXT = 8192  # tokens that automatic placement leaves room for where the user says nothing
 PRECISIONS = ("auto", "float32", "float16", "bfloat16", "int8")
@@ -58,8 +57,10 @@ def load(
     ``owner/name[:quantisation]``, or ``"demo"``, the small model that comes with the package. ``device`` is
     ``"auto"`` (the variable ``METALLIC_DEVICE`` or else the best there is), ``"cpu"`` or ``"metal"``; ``threads`` those
     of the CPU backend (default: one per core). Keys and values are kept as ``kv_type``: ``"f16"``, ``"bf16"``,
-    ``"f32"`` or ``"q8_0"``. ``context_length`` in tokens lowers the model's own limit, and nothing is reserved for it.
-    At most ``batch_tokens`` tokens are computed at a time, which bounds the activations. ``memory_budget`` in bytes
+    ``"f32"``, ``"q8_0"`` or ``"q4_0"``, or by rules with commas between them, from left to right: ``"k=q8_0,v=q4_0"``
+    for keys and values apart, ``"f16,window:q8_0"`` for layers with a window (or without one, ``full:``) apart, both as
+    in ``"full:v=q4_0"``. ``context_length`` in tokens lowers the model's own limit, and nothing is reserved for it. At
+    most ``batch_tokens`` tokens are computed at a time, which bounds the activations. ``memory_budget`` in bytes
     bounds what the pool takes from the system.
     ``weights`` says where the weights are: read where the file is ``"mapped"``, copied on first use to memory of the
     device alone (``"private"``) or of device and host (``"shared"``), which the pool counts, or read and computed with
@@ -81,8 +82,9 @@ def load(
     """
     if not isinstance(device, str):
         raise RequestError(f"device must be a str, not {device!r}")
-    if not isinstance(kv_type, str) or kv_type.lower() not in KV_TYPES:
-        raise RequestError(f"kv_type must be one of {', '.join(KV_TYPES)}, not {kv_type!r}")
+    if not isinstance(kv_type, str):
+        raise RequestError(f"kv_type must be a str, not {kv_type!r}")
+    kv_type = _native.check_kv_types(kv_type)
     if not isinstance(weights, str):
         raise RequestError(f"weights must be a str, not {weights!r}")
     _native.check_placement_rules(weights)
@@ -111,7 +113,7 @@ def load(
         program,
         device=device,
         threads=threads or 0,
-        kv_type=kv_type.upper(),
+        kv_type=kv_type,
         context_length=context,
         batch_tokens=min(batch_tokens, context),
         memory_budget=memory_budget or 0,
@@ -133,7 +135,7 @@ def load(
         tokenizer=tokenizer,
         template=ChatTemplate.from_metadata(metadata, tokenizer),
         context_length=context,
-        kv_type=kv_type.lower(),
+        kv_type=kv_type,
     )
 
 

@@ -14,17 +14,17 @@ inline void few_begin(const AttentionTile& t, Work& w) {
         uint32_t i = 0;
         for (; i + kLanes <= t.head_size; i += kLanes) store(to + i, load(from + i));
         if (i < t.head_size) store(to + i, load(from + i, t.head_size - i));
+        if (t.key_rows.rotated) rotate_row(to, t.head_size);
     }
     for (size_t i = 0; i < Work::score_floats(w.shape); i += kLanes) store(w.scores + i, set(0.0f));
 }
 
-// What one block of Q queries reads.
+// What one block of Q queries reads of the keys, or of the values.
 struct FewRows {
-    const uint8_t* keys;
-    const uint8_t* values;
-    const uint8_t* next_keys;
-    const uint8_t* next_values;
-    size_t row_bytes;       // of keys and values
+    const uint8_t* rows;
+    const uint8_t* next;
+    DType dtype;
+    size_t row_bytes;
     size_t next_row_bytes;  // to be prefetched; 0: nothing
 };
 
@@ -41,7 +41,7 @@ METALLIC_LANES_INLINE void few_dots(const float* q, size_t width, const FewRows&
     for (int i = 0; i < Q; ++i) {
         for (int k = 0; k < K; ++k) dot[i][k] = set(0.0f);
     }
-    const uint8_t* key = rows.keys + slot * rows.row_bytes;
+    const uint8_t* key = rows.rows + slot * rows.row_bytes;
 #pragma GCC unroll 4
     for (size_t c = 0; c < width / kLanes; ++c) {
         Lanes x[K];
@@ -60,7 +60,7 @@ template <class Reader, int Q>
 void few_scores(const float* q, size_t width, const FewRows& rows, Slots slots, float* halves) {
     uint32_t slot = slots.begin;
     for (; slot + kFewKeys <= slots.end; slot += kFewKeys) {
-        prefetch_bytes(rows.next_keys + slot * rows.next_row_bytes, 0, kFewKeys * rows.next_row_bytes);
+        prefetch_bytes(rows.next + slot * rows.next_row_bytes, 0, kFewKeys * rows.next_row_bytes);
         few_dots<Reader, Q, kFewKeys>(q, width, rows, slot, halves);
     }
     for (; slot < slots.end; ++slot) few_dots<Reader, Q, 1>(q, width, rows, slot, halves);
@@ -110,8 +110,8 @@ METALLIC_LANES_INLINE void few_sums(const float* weights, const FewRows& rows, S
     }
     const size_t share = rows.next_row_bytes / (width / kLanes);
     for (uint32_t slot = slots.begin; slot < slots.end; ++slot) {
-        prefetch_bytes(rows.next_values + slot * rows.next_row_bytes, c * share, (c + D) * share);
-        const uint8_t* value = rows.values + slot * rows.row_bytes;
+        prefetch_bytes(rows.next + slot * rows.next_row_bytes, c * share, (c + D) * share);
+        const uint8_t* value = rows.rows + slot * rows.row_bytes;
         Lanes x[D];
         for (int d = 0; d < D; ++d) x[d] = Reader::at(value, c + d);
         for (int i = 0; i < Q; ++i) {
@@ -133,63 +133,64 @@ void few_values(const float* weights, const FewRows& rows, Slots slots, const fl
     for (; c < width / kLanes; ++c) few_sums<Reader, Q, 1>(weights, rows, slots, c, correction, width, acc);
 }
 
+// A page's keys and values, each as they lie or as floats.
+struct FewPage {
+    FewRows keys;
+    FewRows values;
+};
+
 // Queries [query, query + Q), which see the same slots.
-template <class Reader, int Q>
-void few_block(const ScoreRule& rule, const FewRows& rows, Slots slots, size_t query, Work& w) {
+template <int Q>
+void few_block(const ScoreRule& rule, const FewPage& page, Slots slots, size_t query, Work& w) {
     const size_t width = w.shape.width;
     float* const halves = w.scores;
     float* const weights = w.scores + 4 * kPageTokens * 8;
-    few_scores<Reader, Q>(w.queries + query * width, width, rows, slots, halves);
+    with_reader(page.keys.dtype, [&](auto reader) {
+        few_scores<decltype(reader), Q>(w.queries + query * width, width, page.keys, slots, halves);
+    });
     few_softmax<Q>(rule, halves, slots, query, w, weights);
-    few_values<Reader, Q>(weights, rows, slots, w.correction + query, width, w.segment.acc + query * width);
+    with_reader(page.values.dtype, [&](auto reader) {
+        few_values<decltype(reader), Q>(weights, page.values, slots, w.correction + query, width,
+                                        w.segment.acc + query * width);
+    });
 }
 
-template <class Reader>
-void few_blocks(const ScoreRule& rule, FewRows& rows, Slots slots, size_t query, size_t end, Work& w) {
-    for (; query + 4 <= end; query += 4, rows.next_row_bytes = 0) few_block<Reader, 4>(rule, rows, slots, query, w);
-    const size_t left = end - query;
-    if (left == 3) few_block<Reader, 3>(rule, rows, slots, query, w);
-    if (left == 2) few_block<Reader, 2>(rule, rows, slots, query, w);
-    if (left == 1) few_block<Reader, 1>(rule, rows, slots, query, w);
-    if (left != 0) rows.next_row_bytes = 0;
+inline void few_blocks(const ScoreRule& rule, FewPage& page, Slots slots, size_t query, size_t end, Work& w) {
+    while (query < end) {
+        const size_t count = end - query < 4 ? end - query : 4;
+        if (count == 4) few_block<4>(rule, page, slots, query, w);
+        if (count == 3) few_block<3>(rule, page, slots, query, w);
+        if (count == 2) few_block<2>(rule, page, slots, query, w);
+        if (count == 1) few_block<1>(rule, page, slots, query, w);
+        page.keys.next_row_bytes = page.values.next_row_bytes = 0;
+        query += count;
+    }
 }
 
-template <class Reader>
-void few_page(const AttentionTile& t, const ScoreRule& rule, const Page& page, FewRows rows, Work& w) {
+// Rows in pieces of 16 are read as they lie; blocks, whose pieces cost more, only when they are read once.
+inline FewRows few_rows(const AttentionTile& t, const KvRows& rows, const uint8_t* at, const uint8_t* next, Slots slots,
+                        const Work& w, float* floats) {
+    const bool blocks = rows.dtype == DType::Q8_0 || rows.dtype == DType::Q4_0;
+    if (blocks ? w.shape.queries <= 4 : t.head_size % kLanes == 0) {
+        return {at, next, rows.dtype, rows.row_bytes, rows.row_bytes};
+    }
+    widen(rows, at, t.head_size, w.shape.width, slots, floats);
+    return {reinterpret_cast<const uint8_t*>(floats), next, DType::F32, w.shape.width * sizeof(float), rows.row_bytes};
+}
+
+inline void few_page(const AttentionTile& t, const ScoreRule& rule, const Page& page, Work& w) {
+    const Slots any = seen_by_any(t, page.token, 0, t.rows - 1);
+    FewPage rows = {
+        few_rows(t, t.key_rows, page.keys, page.next_keys, any, w, w.pages),
+        few_rows(t, t.value_rows, page.values, page.next_values, any, w, w.pages + kPageTokens * w.shape.width)};
     if (seen_by_all(t, page.token, 0, t.rows - 1).whole()) {
-        return few_blocks<Reader>(rule, rows, {0, kPageTokens}, 0, w.shape.queries, w);
+        return few_blocks(rule, rows, {0, kPageTokens}, 0, w.shape.queries, w);
     }
     for (uint32_t row = 0; row < t.rows; ++row) {
         const Slots slots = seen_slots(page.token, t.position + row, t.window);
         const size_t query = size_t{row} * t.group_heads;
-        if (!slots.empty()) few_blocks<Reader>(rule, rows, slots, query, query + t.group_heads, w);
+        if (!slots.empty()) few_blocks(rule, rows, slots, query, query + t.group_heads, w);
     }
-}
-
-inline void few_page(const AttentionTile& t, const ScoreRule& rule, const Page& page, Work& w) {
-    FewRows rows = {page.keys, page.values, page.next_keys, page.next_values, t.kv_row_bytes, t.kv_row_bytes};
-    // Rows in pieces of 16 are read as they lie; Q8_0, whose pieces cost more, only when it is read once.
-    const bool quantised = t.kv_dtype == DType::Q8_0;
-    if (quantised ? w.shape.queries <= 4 : t.head_size % kLanes == 0) {
-        switch (t.kv_dtype) {
-            case DType::F32:
-                return few_page<ReadF32>(t, rule, page, rows, w);
-            case DType::F16:
-                return few_page<ReadF16>(t, rule, page, rows, w);
-            case DType::BF16:
-                return few_page<ReadBF16>(t, rule, page, rows, w);
-            default:
-                return few_page<ReadQ8_0>(t, rule, page, rows, w);
-        }
-    }
-    const Slots slots = seen_by_any(t, page.token, 0, t.rows - 1);
-    float* const values = w.pages + kPageTokens * w.shape.width;
-    widen(t, page.keys, w.shape.width, slots, w.pages);
-    widen(t, page.values, w.shape.width, slots, values);
-    rows.keys = reinterpret_cast<const uint8_t*>(w.pages);
-    rows.values = reinterpret_cast<const uint8_t*>(values);
-    rows.row_bytes = w.shape.width * sizeof(float);
-    few_page<ReadF32>(t, rule, page, rows, w);
 }
 
 inline void few_merge(const Shape& shape, const State& total, const State& part) {
@@ -221,7 +222,8 @@ inline void few_finish(const AttentionTile& t, const Shape& shape, const State& 
             factor = c / fused(total.sum[query], c, exp_of_negative(sink - now));
         }
         float* const out = t.out + row * t.out_stride + head * size_t{t.head_size};
-        const float* const acc = total.acc + query * shape.width;
+        float* const acc = total.acc + query * shape.width;
+        if (t.value_rows.rotated) rotate_row(acc, t.head_size);
         uint32_t i = 0;
         for (; i + kLanes <= t.head_size; i += kLanes) store(out + i, load(acc + i) * set(factor));
         if (i < t.head_size) store(out + i, load(acc + i) * set(factor), t.head_size - i);

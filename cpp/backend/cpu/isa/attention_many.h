@@ -23,6 +23,7 @@ inline void many_begin(const AttentionTile& t, Work& w) {
             }
             transpose(square, kLanes, w.queries + first * width + c * kLanes, kLanes);
         }
+        if (t.key_rows.rotated) rotate_sixteen(w.queries + first * width, t.head_size);
     }
 }
 
@@ -220,10 +221,10 @@ inline void many_page(const AttentionTile& t, const ScoreRule& rule, const Page&
     constexpr size_t kStep = kUnit * kLanes;
     const Slots slots = seen_by_any(t, page.token, 0, t.rows - 1);
     size_t first = 0;
-    widen(t, page.keys, w.shape.width, slots, w.pages);
+    widen(t.key_rows, page.keys, t.head_size, w.shape.width, slots, w.pages);
     for (; first + kStep <= w.shape.held; first += kStep) many_unit_scores<kUnit>(t, rule, page, first, w);
     for (; first < w.shape.held; first += kLanes) many_unit_scores<1>(t, rule, page, first, w);
-    widen(t, page.values, w.shape.width, slots, w.pages);
+    widen(t.value_rows, page.values, t.head_size, w.shape.width, slots, w.pages);
     for (first = 0; first + kStep <= w.shape.held; first += kStep) many_unit_values<kUnit>(t, page, first, w);
     for (; first < w.shape.held; first += kLanes) many_unit_values<1>(t, page, first, w);
 }
@@ -268,6 +269,7 @@ inline void many_finish(const AttentionTile& t, const Shape& shape, const State&
     for (size_t first = 0; first < shape.held; first += kLanes) {
         alignas(64) float factors[kLanes];
         store(factors, many_factors(t, shape, total, first));
+        if (t.value_rows.rotated) rotate_sixteen(total.acc + first * shape.width, t.head_size);
         for (uint32_t c = 0; c < t.head_size; c += kLanes) {
             transpose(total.acc + first * shape.width + c * kLanes, kLanes, square, kLanes);
             for (size_t lane = 0; lane < kLanes && first + lane < shape.queries; ++lane) {

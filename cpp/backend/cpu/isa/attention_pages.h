@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "backend/cpu/isa/kv_rotation.h"
 #include "backend/cpu/isa/vector_kernels.h"
 #include "backend/cpu/isa/vector_math.h"
 #include "backend/kv_layout.h"
@@ -15,6 +16,7 @@
 // segments, a segment by pages, ascending. A page's visible keys give m' = max(m, scores), c = e^(m - m'),
 // p = e^(score - m'), l' = l c + (sum of p over 16 lanes and their tree), acc' = acc c, then one fused multiply-add of
 // p and value per visible key, ascending. Segments merge in the same way, and sinks join last.
+// Where rows are rotated, queries are rotated before and sums after that.
 // (Online softmax: Milakov and Gimelshein, 2018; pages and tiles: Dao et al., FlashAttention, 2022.)
 namespace metallic::cpu {
 namespace {
@@ -100,6 +102,32 @@ struct ReadQ8_0 {  // scale times quant is exact: 11 and 7 significant bits
     }
 };
 
+struct ReadQ4_0 {  // exact as well
+    static constexpr uint32_t kBytes = 0;
+    static Lanes at(const uint8_t* row, size_t piece) {
+        const uint8_t* block = row + piece / 2 * sizeof(BlockQ4_0);
+        const uint8_t* quants = block + sizeof(half_t);
+        return (piece % 2 == 0 ? from_low_nibbles(quants) : from_high_nibbles(quants)) * set_f16(block);
+    }
+};
+
+// Calls f with the reader of this type.
+template <class F>
+METALLIC_LANES_INLINE void with_reader(DType dtype, F f) {
+    switch (dtype) {
+        case DType::F32:
+            return f(ReadF32{});
+        case DType::F16:
+            return f(ReadF16{});
+        case DType::BF16:
+            return f(ReadBF16{});
+        case DType::Q4_0:
+            return f(ReadQ4_0{});
+        default:
+            return f(ReadQ8_0{});
+    }
+}
+
 // Rows to floats, `width` apart, padded with zeros from head_size; those outside `slots` become zeros.
 template <class Reader>
 void widen_rows(const uint8_t* rows, uint32_t row_bytes, uint32_t head_size, size_t width, Slots slots, float* out) {
@@ -119,17 +147,9 @@ void widen_rows(const uint8_t* rows, uint32_t row_bytes, uint32_t head_size, siz
     }
 }
 
-inline void widen(const AttentionTile& t, const uint8_t* rows, size_t width, Slots slots, float* out) {
-    switch (t.kv_dtype) {
-        case DType::F32:
-            return widen_rows<ReadF32>(rows, t.kv_row_bytes, t.head_size, width, slots, out);
-        case DType::F16:
-            return widen_rows<ReadF16>(rows, t.kv_row_bytes, t.head_size, width, slots, out);
-        case DType::BF16:
-            return widen_rows<ReadBF16>(rows, t.kv_row_bytes, t.head_size, width, slots, out);
-        default:
-            return widen_rows<ReadQ8_0>(rows, t.kv_row_bytes, t.head_size, width, slots, out);
-    }
+inline void widen(const KvRows& rows, const uint8_t* at, uint32_t head_size, size_t width, Slots slots, float* out) {
+    with_reader(rows.dtype,
+                [&](auto reader) { widen_rows<decltype(reader)>(at, rows.row_bytes, head_size, width, slots, out); });
 }
 
 // ---- state ----------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "core/dtype.h"
+#include "backend/kv_layout.h"
 
 // Float kernels of the CPU backend, one table per instruction set. Every result is defined per row and is bitwise the
 // same for every split of the work and for every table: sums run over 16 fixed lanes (lane = index mod 16), then the
@@ -24,8 +24,8 @@ struct AttentionTile {
     float softcap;       // 0: none; otherwise a score is softcap * tanh(scale * q.k / softcap)
     uint32_t window;     // 0: none; otherwise a query at position p sees (p - window, p]
     const float* sinks;  // [group_heads] or null
-    DType kv_dtype;      // F32, F16, BF16, Q8_0
-    uint32_t kv_row_bytes;
+    KvRows key_rows;     // of this cache group
+    KvRows value_rows;
     const uint64_t* pages;  // page addresses; pages[i] holds tokens [(first_page + i) * kPageTokens, ...)
     uint32_t first_page;
     uint64_t keys_offset;  // of this layer and head within a page; rows of tokens follow each other
@@ -63,10 +63,8 @@ struct VectorKernels {
     // In place, `heads` consecutive heads; cos/sin hold dims / 2 values each; neox pairs (i, i + dims/2), else (2i,
     // 2i+1).
     void (*rope)(float* x, size_t heads, size_t head_size, size_t dims, bool neox, const float* cos, const float* sin);
-    // Writes one row of n floats in a KV dtype. F16 and BF16 round to nearest even and saturate at the largest finite
-    // value; Q8_0 is ggml's (scale = max|x| / 127, kept as F16; quants x / scale rounded to nearest even), the last
-    // block padded with zeros. NaNs stay NaNs (in Q8_0 of the whole block). F32 is copied.
-    void (*store_kv)(DType dtype, const float* x, size_t n, void* out);
+    // Writes one row of n floats of a page: write_kv_row of kv_rows.h, bit for bit.
+    void (*store_kv)(const KvRows& rows, const float* x, size_t n, void* out);
     // Softmax in place (router); numerically safe for any finite input.
     void (*softmax)(float* x, size_t n);
 

@@ -197,6 +197,28 @@ inline void to_i8(void* p, Lanes x) {
     const __m128i bytes = _mm_packs_epi16(_mm256_castsi256_si128(ordered), _mm256_extracti128_si256(ordered, 1));
     _mm_storeu_si128(static_cast<__m128i*>(p), bytes);
 }
+inline Lanes from_small_bytes(__m128i q) {  // 0 to 15, less 8
+    const __m128i signed_q = _mm_sub_epi8(q, _mm_set1_epi8(8));
+    const __m256i low = _mm256_cvtepi8_epi32(signed_q);
+    const __m256i high = _mm256_cvtepi8_epi32(_mm_srli_si128(signed_q, 8));
+    return {_mm256_cvtepi32_ps(low), _mm256_cvtepi32_ps(high)};
+}
+inline Lanes from_low_nibbles(const void* p) {
+    const __m128i q = _mm_loadu_si128(static_cast<const __m128i*>(p));
+    return from_small_bytes(_mm_and_si128(q, _mm_set1_epi8(15)));
+}
+inline Lanes from_high_nibbles(const void* p) {
+    const __m128i q = _mm_loadu_si128(static_cast<const __m128i*>(p));
+    return from_small_bytes(_mm_and_si128(_mm_srli_epi16(q, 4), _mm_set1_epi8(15)));
+}
+inline void to_nibbles(void* p, Lanes low, Lanes high) {
+    __m128i quants[2];
+    to_i8(&quants[0], low);
+    to_i8(&quants[1], high);
+    const __m128i eight = _mm_set1_epi8(8);
+    const __m128i above = _mm_slli_epi16(_mm_add_epi8(quants[1], eight), 4);  // of 0 to 15: nothing crosses bytes
+    _mm_storeu_si128(static_cast<__m128i*>(p), _mm_or_si128(_mm_add_epi8(quants[0], eight), above));
+}
 inline Lanes set_f16(const void* p) {
     uint16_t h;
     __builtin_memcpy(&h, p, sizeof h);
@@ -215,6 +237,25 @@ inline Lanes swap_pairs(Lanes x) {
 inline Lanes negate_even(Lanes x) {
     const __m256 sign = _mm256_setr_ps(-0.0f, 0.0f, -0.0f, 0.0f, -0.0f, 0.0f, -0.0f, 0.0f);
     return {_mm256_xor_ps(x.a, sign), _mm256_xor_ps(x.b, sign)};
+}
+
+template <int kStep>
+inline __m256 butterfly(__m256 x) {
+    const __m256 swapped = kStep == 4   ? _mm256_permute2f128_ps(x, x, 0x01)
+                           : kStep == 2 ? _mm256_permute_ps(x, 0x4e)
+                                        : _mm256_permute_ps(x, 0xb1);
+    const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    const __m256i upper = _mm256_and_si256(lane, _mm256_set1_epi32(kStep));
+    const __m256i sign = _mm256_slli_epi32(upper, kStep == 4 ? 29 : kStep == 2 ? 30 : 31);
+    return _mm256_add_ps(swapped, _mm256_xor_ps(x, _mm256_castsi256_ps(sign)));
+}
+template <int kStep>
+inline Lanes butterfly(Lanes x) {
+    if constexpr (kStep == 8) {
+        return {_mm256_add_ps(x.b, x.a), _mm256_sub_ps(x.a, x.b)};
+    } else {
+        return {butterfly<kStep>(x.a), butterfly<kStep>(x.b)};
+    }
 }
 
 inline void transpose_eight(const float* src, size_t src_stride, float* dst, size_t dst_stride) {

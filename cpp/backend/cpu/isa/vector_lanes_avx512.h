@@ -188,6 +188,23 @@ inline Lanes from_i8(const void* p) {
 inline void to_i8(void* p, Lanes x) {
     _mm_storeu_si128(static_cast<__m128i*>(p), _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(x.v)));
 }
+inline Lanes from_small_bytes(__m128i q) {  // 0 to 15, less 8
+    return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_sub_epi8(q, _mm_set1_epi8(8))))};
+}
+inline Lanes from_low_nibbles(const void* p) {
+    const __m128i q = _mm_loadu_si128(static_cast<const __m128i*>(p));
+    return from_small_bytes(_mm_and_si128(q, _mm_set1_epi8(15)));
+}
+inline Lanes from_high_nibbles(const void* p) {
+    const __m128i q = _mm_loadu_si128(static_cast<const __m128i*>(p));
+    return from_small_bytes(_mm_and_si128(_mm_srli_epi16(q, 4), _mm_set1_epi8(15)));
+}
+inline void to_nibbles(void* p, Lanes low, Lanes high) {
+    const __m512i eight = _mm512_set1_epi32(8);
+    const __m512i below = _mm512_add_epi32(_mm512_cvtps_epi32(low.v), eight);
+    const __m512i above = _mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(high.v), eight), 4);
+    _mm_storeu_si128(static_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_or_si512(below, above)));
+}
 inline Lanes set_f16(const void* p) {
     uint16_t h;
     __builtin_memcpy(&h, p, sizeof h);
@@ -203,6 +220,16 @@ inline Lanes swap_pairs(Lanes x) {
 }
 inline Lanes negate_even(Lanes x) {
     return {_mm512_xor_ps(x.v, _mm512_castsi512_ps(_mm512_set1_epi64(0x80000000ll)))};
+}
+
+template <int kStep>
+inline Lanes butterfly(Lanes x) {
+    const __m512 swapped = kStep == 8   ? _mm512_shuffle_f32x4(x.v, x.v, 0x4e)
+                           : kStep == 4 ? _mm512_shuffle_f32x4(x.v, x.v, 0xb1)
+                           : kStep == 2 ? _mm512_permute_ps(x.v, 0x4e)
+                                        : _mm512_permute_ps(x.v, 0xb1);
+    constexpr __mmask16 kUpper = kStep == 8 ? 0xff00 : kStep == 4 ? 0xf0f0 : kStep == 2 ? 0xcccc : 0xaaaa;
+    return {_mm512_mask_sub_ps(_mm512_add_ps(swapped, x.v), kUpper, swapped, x.v)};
 }
 
 // Sixteen vectors of four floats, as a matrix of four by four such vectors, each taken as one element.

@@ -213,6 +213,25 @@ inline void to_i8(void* p, Lanes x) {
     for (int i = 0; i < 16; ++i) q[i] = static_cast<int8_t>(x.v[i]);
     __builtin_memcpy(p, q, sizeof q);
 }
+// Sixteen 4-bit quants less 8: the low halves of sixteen bytes, or the high ones.
+inline Lanes from_low_nibbles(const void* p) {
+    uint8_t q[16];
+    __builtin_memcpy(q, p, sizeof q);
+    return each_lane([&](int i) { return static_cast<float>((q[i] & 15) - 8); });
+}
+inline Lanes from_high_nibbles(const void* p) {
+    uint8_t q[16];
+    __builtin_memcpy(q, p, sizeof q);
+    return each_lane([&](int i) { return static_cast<float>((q[i] >> 4) - 8); });
+}
+// The reverse, of integers in [-8, 7].
+inline void to_nibbles(void* p, Lanes low, Lanes high) {
+    uint8_t q[16];
+    for (int i = 0; i < 16; ++i) {
+        q[i] = static_cast<uint8_t>((static_cast<int>(low.v[i]) + 8) | (static_cast<int>(high.v[i]) + 8) << 4);
+    }
+    __builtin_memcpy(p, q, sizeof q);
+}
 // One F16 in every lane.
 inline Lanes set_f16(const void* p) {
     uint16_t h[16] = {};
@@ -229,6 +248,12 @@ inline Lanes swap_pairs(Lanes x) {
 }
 inline Lanes negate_even(Lanes x) {
     return each_lane([&](int i) { return float_of(bits_of(x.v[i]) ^ (i % 2 == 0 ? 0x80000000u : 0u)); });
+}
+
+// Lane i: x[i] + x[i + kStep] where the bit kStep of i is 0, else x[i - kStep] - x[i].
+template <int kStep>
+inline Lanes butterfly(Lanes x) {
+    return each_lane([&](int i) { return x.v[i ^ kStep] + ((i & kStep) != 0 ? -x.v[i] : x.v[i]); });
 }
 
 // dst[c * dst_stride + r] = src[r * src_stride + c], for 16 rows and columns.

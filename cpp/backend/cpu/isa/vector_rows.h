@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "backend/cpu/isa/kv_rotation.h"
 #include "backend/cpu/isa/vector_kernels.h"
 #include "backend/cpu/isa/vector_math.h"
 #include "core/blocks.h"
@@ -164,43 +165,80 @@ void store_row(const float* x, size_t n, uint8_t* out) {
     __builtin_memcpy(out + i * Store::kBytes, piece, (n - i) * Store::kBytes);
 }
 
-inline void store_q8_0_block(Lanes low, Lanes high, uint8_t* out) {
-    const Lanes scale = min(set(65504.0f), set(maximum(max(absolute(low), absolute(high))) / 127.0f));
-    // Below the smallest F16 the stored scale is 0, whatever the quants; so a reciprocal that overflows is not needed.
-    const Lanes inverse = select(less(scale, set(0x1p-30f)), set(0.0f), set(1.0f) / scale);
-    const Lanes magic = set(0x1.8p23f);
-    const Lanes quants_low = (saturate(low * inverse, 127.0f) + magic) - magic;
-    const Lanes quants_high = (saturate(high * inverse, 127.0f) + magic) - magic;
-    const Mask sound = equal(low, low) & equal(high, high);
-    const float nans = sum(select(sound, set(0.0f), set(1.0f)));
-    const Mask all_sound = equal(set(nans), set(0.0f));
-    uint8_t halves[32];
-    to_f16(halves, select(all_sound, scale, set(__builtin_nanf(""))));
-    __builtin_memcpy(out, halves, sizeof(half_t));
-    to_i8(out + 2, select(all_sound, quants_low, set(0.0f)));
-    to_i8(out + 18, select(all_sound, quants_high, set(0.0f)));
-}
+// The quants of a block, its elements over `scale` in [lowest, highest], and the scale as F16; those of a block with a
+// NaN are 0, and its scale is a NaN.
+struct Quants {
+    Quants(Lanes x, Lanes y, Lanes scale, float lowest, float highest, uint8_t* stored_scale) {
+        // Below the smallest F16 the stored scale is 0, whatever the quants; so a reciprocal that overflows is not
+        // needed.
+        const Lanes inverse = select(less(absolute(scale), set(0x1p-30f)), set(0.0f), set(1.0f) / scale);
+        const Lanes magic = set(0x1.8p23f);
+        const Mask sound = equal(x, x) & equal(y, y);
+        const float nans = sum(select(sound, set(0.0f), set(1.0f)));
+        const Mask all_sound = equal(set(nans), set(0.0f));
+        const auto quants = [&](Lanes v) {
+            const Lanes inside = min(set(highest), max(set(lowest), v * inverse));
+            return select(all_sound, (inside + magic) - magic, set(0.0f));
+        };
+        low = quants(x);
+        high = quants(y);
+        uint8_t halves[32];
+        to_f16(halves, select(all_sound, scale, set(__builtin_nanf(""))));
+        __builtin_memcpy(stored_scale, halves, sizeof(half_t));
+    }
+    Lanes low, high;
+};
 
-void store_q8_0_row(const float* x, size_t n, uint8_t* out) {
-    for (size_t i = 0; i < n; i += kBlock, out += sizeof(BlockQ8_0)) {
+struct StoreQ8_0 {
+    static constexpr size_t kBytes = sizeof(BlockQ8_0);
+    static void put(uint8_t* out, Lanes low, Lanes high) {
+        const Lanes scale = min(set(65504.0f), set(maximum(max(absolute(low), absolute(high))) / 127.0f));
+        const Quants quants(low, high, scale, -127.0f, 127.0f, out);
+        to_i8(out + 2, quants.low);
+        to_i8(out + 18, quants.high);
+    }
+};
+struct StoreQ4_0 {
+    static constexpr size_t kBytes = sizeof(BlockQ4_0);
+    static void put(uint8_t* out, Lanes low, Lanes high) {
+        const Lanes zero = set(0.0f);
+        const float most = maximum(max(max(low, high), zero));
+        const float least = -maximum(max(max(zero - low, zero - high), zero));
+        const Lanes scale = saturate(set((most > -least ? most : least) * -0.125f), 65504.0f);
+        const Quants quants(low, high, scale, -8.0f, 7.0f, out);
+        to_nibbles(out + 2, quants.low, quants.high);
+    }
+};
+
+template <class Store>
+void store_blocks(bool rotated, const float* x, size_t n, uint8_t* out) {
+    for (size_t i = 0; i < n; i += kBlock, out += Store::kBytes) {
         const size_t left = n - i;
-        const Lanes low = left >= 16 ? load(x + i) : load(x + i, left);
-        const Lanes high = left >= 32 ? load(x + i + 16) : left > 16 ? load(x + i + 16, left - 16) : set(0.0f);
-        store_q8_0_block(low, high, out);
+        if (left < kBlock) {
+            alignas(64) float rest[kBlock] = {};
+            __builtin_memcpy(rest, x + i, left * sizeof(float));
+            if (rotated) rotate_rest<OneRow>(rest, left);
+            return Store::put(out, load(rest), load(rest + 16));
+        }
+        Lanes low = load(x + i), high = load(x + i + 16);
+        if (rotated) rotate_block(low, high);
+        Store::put(out, low, high);
     }
 }
 
-void store_kv(DType dtype, const float* x, size_t n, void* out) {
+void store_kv(const KvRows& rows, const float* x, size_t n, void* out) {
     uint8_t* bytes = static_cast<uint8_t*>(out);
-    switch (dtype) {
+    switch (rows.dtype) {
         case DType::F32:
             return store_row<StoreF32>(x, n, bytes);
         case DType::F16:
             return store_row<StoreF16>(x, n, bytes);
         case DType::BF16:
             return store_row<StoreBF16>(x, n, bytes);
+        case DType::Q4_0:
+            return store_blocks<StoreQ4_0>(rows.rotated, x, n, bytes);
         default:
-            return store_q8_0_row(x, n, bytes);
+            return store_blocks<StoreQ8_0>(rows.rotated, x, n, bytes);
     }
 }
 

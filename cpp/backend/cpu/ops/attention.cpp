@@ -191,8 +191,8 @@ class Attention final : public Operation {
         tile.softcap = step_.softcap;
         tile.window = group_.window;
         tile.sinks = sinks_ ? sinks_ + first_head : nullptr;
-        tile.kv_dtype = layout_.dtype;
-        tile.kv_row_bytes = layout_.row_bytes;
+        tile.key_rows = layout_.key_rows;
+        tile.value_rows = layout_.value_rows;
         tile.pages = table.pages;
         tile.first_page = table.first_page;
         tile.keys_offset = layout_.keys(step_.layer, kv_head);

@@ -59,12 +59,12 @@ class KvWrite final : public Operation {
             transform(worker, row, k_norm_, k, changed);
             k = changed;
         }
-        kernels_.store_kv(layout_.dtype, k, group_.head_size, slot(worker, row, layout_.keys(step_.layer, head)));
+        kernels_.store_kv(layout_.key_rows, k, group_.head_size, slot(worker, row, KvSide::keys, head));
     }
 
     void store_value(Worker& worker, uint32_t row, uint32_t head) const noexcept {
         const float* const v = worker.value(step_.v) + (size_t{row} * group_.kv_heads + head) * group_.head_size;
-        kernels_.store_kv(layout_.dtype, v, group_.head_size, slot(worker, row, layout_.values(step_.layer, head)));
+        kernels_.store_kv(layout_.value_rows, v, group_.head_size, slot(worker, row, KvSide::values, head));
     }
 
     // One head, normed and rotated; `in` and `out` may be the same.
@@ -78,13 +78,14 @@ class KvWrite final : public Operation {
         if (rotation_) rotation_->apply(kernels_, worker, row, out, 1, head);
     }
 
-    // Where the row of this token lies, for a head whose rows start at `offset` of a page.
-    void* slot(const Worker& worker, uint32_t row, uint64_t offset) const noexcept {
+    // Where the row of this token and kv head lies.
+    void* slot(const Worker& worker, uint32_t row, KvSide side, uint32_t head) const noexcept {
         const Submission& submission = worker.submission;
         const PageTableView& table = submission.table(submission.run_of_row[row], step_.group);
         const uint32_t position = submission.position(row);
         const uint64_t page = table.pages[position / kPageTokens - table.first_page];
-        return reinterpret_cast<void*>(page + offset + uint64_t{position % kPageTokens} * layout_.row_bytes);
+        const uint64_t within = uint64_t{position % kPageTokens} * layout_.rows(side).row_bytes;
+        return reinterpret_cast<void*>(page + layout_.at(side, step_.layer, head) + within);
     }
 
     const VectorKernels& kernels_;

@@ -8,6 +8,7 @@
 #include "backend/metal/ops/attention_schedule.h"
 #include "backend/metal/ops/grid.h"
 #include "backend/metal/ops/kv_place.h"
+#include "core/blocks.h"
 #include "params.h"
 
 namespace metallic::metal {
@@ -49,6 +50,7 @@ constexpr bool few_fits(uint32_t queries, uint32_t head_size, bool staged) noexc
 
 constexpr uint32_t kMatrixSide = 8;
 constexpr uint32_t kMostMatrices = 16;  // of a simdgroup's queries
+constexpr uint32_t kBlockMatrices = kBlock / kMatrixSide;
 constexpr uint32_t kManyVariants[] = {4, 8, 10, 12, 16};
 constexpr uint32_t kMostManySimdgroups = 8;
 constexpr uint32_t kMostManyQueryGroups = 4;
@@ -66,16 +68,23 @@ struct ManyKernel {
     uint32_t queries() const noexcept { return simdgroups / parts * kMatrixSide; }
 };
 
+constexpr bool is_narrow(DType dtype) noexcept {
+    return dtype == DType::F16 || dtype == DType::BF16;
+}
+
 // Everything but the pipeline; chunk is 0 where the head is too large.
-ManyKernel many_shape(uint32_t head_size, DType dtype) noexcept {
+ManyKernel many_shape(const KvLayout& layout) noexcept {
     ManyKernel kernel;
-    const uint32_t matrices = ceil_div(head_size, kMatrixSide);
+    const uint32_t matrices = ceil_div(layout.head_size, kMatrixSide);
     kernel.parts = ceil_div(matrices, kMostMatrices);
     if (kernel.parts > kMostManySimdgroups) return kernel;
-    kernel.matrices =
-        *std::lower_bound(std::begin(kManyVariants), std::end(kManyVariants), ceil_div(matrices, kernel.parts));
+    uint32_t least = ceil_div(matrices, kernel.parts);
+    // What is rotated in blocks is not parted within one.
+    const bool rotated = layout.key_rows.rotated || layout.value_rows.rotated;
+    if (rotated && kernel.parts > 1) least = ceil_div(least, kBlockMatrices) * kBlockMatrices;
+    kernel.matrices = *std::lower_bound(std::begin(kManyVariants), std::end(kManyVariants), least);
     kernel.simdgroups = kernel.parts * std::clamp(kMostManySimdgroups / kernel.parts, 1u, kMostManyQueryGroups);
-    const bool narrow = dtype == DType::F16 || dtype == DType::BF16;
+    const bool narrow = is_narrow(layout.key_rows.dtype) && is_narrow(layout.value_rows.dtype);
     const uint32_t width = kernel.matrices * kMatrixSide * kernel.parts;
     const uint32_t row = narrow ? (width + 8) * 2 : (width + 4) * 4;
     uint32_t chunk = kPageTokens;
@@ -100,7 +109,8 @@ class Attention final : public Operation {
         out_ = p.place(step.out);
         if (step.sinks != kNone) sinks_ = p.floats(step.sinks, step.heads, "sinks");
         group_heads_ = step.heads / group_.kv_heads;
-        constants_ = {kv_type_constant(p.kv_layout(step.group)), head_size_constant(group_.head_size),
+        const KvLayout& layout = p.kv_layout(step.group);
+        constants_ = {key_type_constant(layout), value_type_constant(layout), head_size_constant(group_.head_size),
                       FunctionConstant::of(2, step.softcap > 0), FunctionConstant::of(3, step.sinks != kNone)};
         prepare_many(p);
         prepare_few(p);
@@ -183,7 +193,7 @@ void Attention::prepare_few(Preparation& p) {
 }
 
 void Attention::prepare_many(Preparation& p) {
-    ManyKernel kernel = many_shape(group_.head_size, p.kv_layout(step_.group).dtype);
+    ManyKernel kernel = many_shape(p.kv_layout(step_.group));
     if (kernel.chunk == 0) return;
     std::vector<FunctionConstant> constants = constants_;
     constants.push_back(FunctionConstant::of(5, kernel.chunk));

@@ -25,7 +25,9 @@ class KvWrite final : public Operation {
         if (step.q_norm != kNone) q_norm_ = p.floats(step.q_norm, head, "query norm");
         if (step.k_norm != kNone) k_norm_ = p.floats(step.k_norm, head, "key norm");
         if (step.rope != kNone) rotation_ = Rotation(p.rope(step.rope, head), p);
-        const FunctionConstant constants[] = {kv_type_constant(p.kv_layout(step.group)),
+        const KvLayout& layout = p.kv_layout(step.group);
+        const FunctionConstant constants[] = {key_type_constant(layout),
+                                              value_type_constant(layout),
                                               head_size_constant(head),
                                               rotation_.pairing(),
                                               rotation_.turned(),
