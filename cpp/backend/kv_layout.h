@@ -8,6 +8,7 @@
 namespace metallic {
 
 inline constexpr uint32_t kPageTokens = 32;
+inline constexpr uint64_t kPageAlignment = 16;  // of page addresses: what the widest loads of kernels need
 
 // How one page of a cache group lies in memory. For each layer, first the keys, then the values:
 //     [layer][keys | values][kv_head][token of the page][row]

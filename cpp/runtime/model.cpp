@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "backend/batch_check.h"
 #include "core/error.h"
 
 namespace metallic {
@@ -127,7 +128,9 @@ bool Model::truncate(Sequence& sequence, uint32_t length) {
 
 uint64_t Model::logit_rows(std::span<const RunRequest> runs) noexcept {
     uint64_t rows = 0;
-    for (const RunRequest& run : runs) rows += run.no_logits ? 0 : run.all_logits ? run.tokens.size() : 1;
+    for (const RunRequest& run : runs) {
+        rows += run.no_logits || run.selection ? 0 : run.all_logits ? run.tokens.size() : 1;
+    }
     return rows;
 }
 
@@ -137,6 +140,12 @@ void Model::check(std::span<const RunRequest> runs) const {
         if (!run.sequence || run.tokens.empty()) throw RequestError("a run needs a sequence and at least one token");
         for (size_t j = 0; j < i; ++j) {
             if (runs[j].sequence == run.sequence) throw RequestError("a sequence may appear once in a batch");
+        }
+        if (run.selection) {
+            if (run.all_logits || run.no_logits || !run.candidates) {
+                throw RequestError("candidates are chosen for the last token of a run, and come instead of its logits");
+            }
+            check_selections({run.selection, 1}, vocabulary());
         }
         if (run.tokens.size() > options_.context_length ||
             run.sequence->length() > options_.context_length - run.tokens.size()) {
@@ -163,16 +172,19 @@ void Model::add_run(const RunRequest& request, uint32_t done, uint32_t count) {
     if (request.no_logits) return;
     const bool ends = done + count == request.tokens.size();
     for (uint32_t i = 0; i < count; ++i) {
-        if (request.all_logits || (ends && i + 1 == count)) output_rows_.push_back(first_row + i);
+        if (!request.all_logits && !(ends && i + 1 == count)) continue;
+        output_rows_.push_back(first_row + i);
+        if (request.selection) selections_.push_back(*request.selection);
     }
 }
 
-// Fills the batch with the next tokens of the requests, in order.
+// Fills the batch with the next tokens of the requests, in order. Its outputs are logits or candidates, not both.
 void Model::fill_batch(std::span<const RunRequest> requests, std::span<Progress> progress) {
     tokens_.clear();
     runs_.clear();
     tables_.clear();
     output_rows_.clear();
+    selections_.clear();
     for (size_t i = 0; i < requests.size(); ++i) {
         progress[i].queued = 0;
         const uint32_t left = static_cast<uint32_t>(requests[i].tokens.size()) - progress[i].done;
@@ -180,16 +192,19 @@ void Model::fill_batch(std::span<const RunRequest> requests, std::span<Progress>
         uint32_t count = std::min(left, options_.batch_tokens - static_cast<uint32_t>(tokens_.size()));
         if (!requests[i].no_logits && outputs_left == 0) count = 0;
         if (requests[i].all_logits) count = std::min(count, outputs_left);
-        if (count == 0) continue;
+        const bool outputs = requests[i].all_logits || (!requests[i].no_logits && count == left);
+        const bool other_kind = !output_rows_.empty() && selections_.empty() == (requests[i].selection != nullptr);
+        if (count == 0 || (outputs && other_kind)) continue;
         add_run(requests[i], progress[i].done, count);
         progress[i].queued = count;
     }
 }
 
-// The batch's tokens are in the pages: says so, and moves gathered logits (null: they are in place) to their rows.
+// The batch's tokens are in the pages: says so, and moves candidates, and gathered logits (null: they are in place) to
+// where they are wanted.
 void Model::commit_batch(std::span<const RunRequest> requests, std::span<Progress> progress, const float* gathered,
                          float* logits) {
-    const size_t width = vocabulary();
+    const size_t width = vocabulary(), stride = candidate_stride(selections_);
     size_t row = 0, run = 0;
     for (size_t i = 0; i < requests.size(); ++i) {
         Progress& at = progress[i];
@@ -200,6 +215,11 @@ void Model::commit_batch(std::span<const RunRequest> requests, std::span<Progres
         ++run;
         const size_t first = row;
         while (row < output_rows_.size() && output_rows_[row] < end_row) ++row;
+        if (requests[i].selection) {
+            if (row > first)
+                std::copy_n(candidates_.begin() + first * stride, selections_[first].k, requests[i].candidates);
+            continue;
+        }
         if (gathered) std::copy_n(gathered + first * width, (row - first) * width, logits + at.result_row * width);
         at.result_row += row - first;
     }
@@ -220,8 +240,11 @@ bool Model::submit_next(std::span<const RunRequest> requests, std::span<Progress
     // Straight to the caller when this batch's rows follow each other there; else through a buffer.
     const bool direct =
         requests.size() == 1 || (requests.size() == runs_.size() && output_rows_.size() == logit_rows(requests));
-    Batch batch{tokens_, runs_, tables_, output_rows_, nullptr, interrupted};
-    if (direct) {
+    Batch batch{tokens_, runs_, tables_, output_rows_, nullptr, selections_, nullptr, interrupted};
+    if (!selections_.empty()) {
+        candidates_.resize(selections_.size() * candidate_stride(selections_));
+        batch.candidates = candidates_.data();
+    } else if (direct) {
         batch.logits = logits + progress[0].result_row * vocabulary();
     } else {
         gathered_.resize(output_rows_.size() * vocabulary());

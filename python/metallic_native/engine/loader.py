@@ -101,7 +101,14 @@ def load(
         weights=weights,
         precision=precision.lower(),
     )
-    log.info("loaded %s (%s, %d blocks) on %s", path, config.architecture, config.block_count, native.device["name"])
+    log.info(
+        "loaded %s (%s, %d blocks) on %s, computing in %s",
+        path,
+        config.architecture,
+        config.block_count,
+        native.device["name"],
+        native.precision,
+    )
     return Model(
         native=native,
         path=Path(path),
