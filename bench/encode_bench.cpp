@@ -124,7 +124,7 @@ class Decoder {
 
     // Seconds of the submission.
     double step() {
-        const Batch batch{{&token_, 1}, {&run_, 1}, {&table_, 1}, {&output_, 1}, logits_.data(), {}};
+        const Batch batch{{&token_, 1}, {&run_, 1}, {&table_, 1}, {&output_, 1}, logits_.data(), {}, nullptr, {}};
         const double start = thread_seconds();
         const Ticket ticket = backend_->submit(*plan_, batch);
         const double seconds = thread_seconds() - start;

@@ -12,6 +12,7 @@
 
 #include "backend/kv_layout.h"
 #include "backend/precision.h"
+#include "core/selection.h"
 #include "program/planner.h"
 #include "program/program.h"
 #include "trace/events.h"
@@ -45,6 +46,7 @@ struct DeviceInfo {
     bool bfloat16_arithmetic = false;
     bool matrix_units = false;
     bool deterministic = false;  // a token's values do not depend on what else is in its batch
+    bool selects_candidates = false;  // asking for candidates is quicker than asking for logits
     uint32_t threads = 1;
     uint64_t memory_bytes = 0;  // recommended working set
     uint64_t max_buffer_bytes = 0;
@@ -81,7 +83,7 @@ struct BufferView {
 // Pages of one sequence in one cache group: pages[i] is the address of the page that holds tokens
 // [(first_page + i) * kPageTokens, ...). Pages that left a window are not listed.
 struct PageTableView {
-    const uint64_t* pages = nullptr;
+    const uint64_t* pages = nullptr;  // multiples of kPageAlignment
     uint32_t first_page = 0;
     uint32_t count = 0;
 };
@@ -102,6 +104,9 @@ struct Batch {
     std::span<const PageTableView> tables;
     std::span<const uint32_t> output_rows;  // ascending rows whose logits are wanted
     float* logits = nullptr;                // host memory [output_rows, vocabulary]
+    // Where not empty, one per output row: candidates are wanted, and logits are not.
+    std::span<const Selection> selections;
+    Candidate* candidates = nullptr;  // host memory [output_rows, candidate_stride(selections)]
     // Called now and then while the batch runs, on the thread that submits or waits; true means stop: submit or wait
     // then throws Interrupted and the tokens of this batch are not in the cache as far as anybody may assume. Where
     // work that a device has begun cannot be stopped, the batch runs to its end first.
@@ -113,6 +118,8 @@ struct Interrupted : std::exception {};
 class Plan {
   public:
     virtual ~Plan() = default;
+    // What the plan computes in: CompileInputs::precision, or what `automatic` came to.
+    virtual Precision precision() const noexcept = 0;
 };
 
 struct CompileInputs {
@@ -158,8 +165,8 @@ class Backend {
     // All choices of kernel and specialisation happen here. Throws UnsupportedModelError, and RequestError for a
     // precision that the device does not have.
     virtual std::unique_ptr<Plan> compile(const CompileInputs& inputs) = 0;
-    // The batch's spans must stay valid until the ticket completed. Logits are there, and errors of the batch are
-    // thrown, by submit or by wait.
+    // The batch's spans must stay valid until the ticket completed. Logits or candidates are there, and errors
+    // of the batch are thrown, by submit or by wait.
     virtual Ticket submit(Plan& plan, const Batch& batch) = 0;
     virtual void wait(Ticket ticket) = 0;
 };

@@ -8,6 +8,7 @@
 namespace metallic {
 
 inline constexpr uint32_t kPageTokens = 32;
+inline constexpr uint64_t kPageAlignment = 16;  // of page addresses: what the widest loads of kernels need
 
 inline constexpr uint32_t kMostRotatedHead = 1024;  // elements; backends need room for a head's queries
 

@@ -13,6 +13,7 @@
 #include "backend/kv_types.h"
 #include "bindings/bindings.h"
 #include "bindings/placement_dict.h"
+#include "bindings/selection_handle.h"
 #include "core/error.h"
 #include "program/planner.h"
 #include "runtime/model.h"
@@ -143,6 +144,7 @@ nb::dict device_dict(const DeviceInfo& device) {
     result["half_arithmetic"] = device.half_arithmetic;
     result["bfloat16_arithmetic"] = device.bfloat16_arithmetic;
     result["matrix_units"] = device.matrix_units;
+    result["selects_candidates"] = device.selects_candidates;
     result["threads"] = device.threads;
     result["memory_bytes"] = device.memory_bytes;
     return result;
@@ -187,14 +189,19 @@ std::shared_ptr<Model> make_model(std::shared_ptr<ModelFile> file, const Program
 }
 
 void forward(Model& model, const std::vector<SequenceHandle*>& sequences, const std::vector<Tokens>& tokens,
-             const std::vector<int>& logit_modes, const std::vector<bool>& extended, Logits& logits) {
+             const std::vector<int>& logit_modes, const std::vector<bool>& extended, Logits& logits,
+             const std::vector<SelectionHandle*>& selections) {
     if (tokens.size() != sequences.size() || logit_modes.size() != sequences.size() ||
-        extended.size() != sequences.size()) {
-        throw RequestError("sequences, tokens, logit modes and RoPE choices differ in number");
+        extended.size() != sequences.size() || (!selections.empty() && selections.size() != sequences.size())) {
+        throw RequestError("sequences, tokens, logit modes, RoPE choices and selections differ in number");
     }
+    // What is chosen is kept apart until the pass is over: a selection may be given to two passes at once.
+    std::vector<SelectionHandle> chosen(sequences.size());
+    std::vector<Selection> wanted(sequences.size());
     std::vector<std::shared_ptr<Sequence>> held;
     std::vector<RunRequest> runs;
     for (size_t i = 0; i < sequences.size(); ++i) {
+        if (!sequences[i]) throw RequestError("None is no sequence");
         if (sequences[i]->model().get() != &model) throw RequestError("a sequence of another model");
         held.push_back(sequences[i]->get());
         runs.push_back({held.back().get(),
@@ -202,15 +209,26 @@ void forward(Model& model, const std::vector<SequenceHandle*>& sequences, const 
                         logit_modes[i] == 2,
                         logit_modes[i] == 0,
                         extended[i]});
+        if (selections.empty() || !selections[i]) continue;
+        chosen[i] = *selections[i];
+        chosen[i].candidates.assign(chosen[i].k, Candidate{});
+        wanted[i] = {chosen[i].k, chosen[i].edits, chosen[i].mask};
+        runs[i].selection = &wanted[i];
+        runs[i].candidates = chosen[i].candidates.data();
     }
     if (logits.shape(0) != Model::logit_rows(runs) || (logits.shape(0) && logits.shape(1) != model.vocabulary())) {
         throw RequestError("the array for the logits has the wrong shape");
     }
     const std::function<bool()> interrupted = interruption();
     const RunningPass running;
-    const nb::gil_scoped_release release;
-    model.forward(runs, logits.data(), interrupted);
-    held.clear();
+    {
+        const nb::gil_scoped_release release;
+        model.forward(runs, logits.data(), interrupted);
+        held.clear();
+    }
+    for (size_t i = 0; i < runs.size(); ++i) {
+        if (runs[i].selection) selections[i]->candidates = std::move(chosen[i].candidates);
+    }
 }
 
 void enter(SequenceHandle& handle, uint64_t tokens) {
@@ -260,13 +278,15 @@ void bind_model(nb::module_& m) {
         .def("create_sequence",
              [](const std::shared_ptr<Model>& model) { return SequenceHandle(model, model->create_sequence()); })
         .def("forward", &forward, nb::arg("sequences"), nb::arg("tokens"), nb::arg("logit_modes"), nb::arg("extended"),
-             nb::arg("logits"),
+             nb::arg("logits"), nb::arg("selections") = std::vector<SelectionHandle*>(),
              nb::sig("def forward(self, sequences: collections.abc.Sequence[Sequence], tokens: "
                      "collections.abc.Sequence[numpy.typing.NDArray[numpy.int32]], logit_modes: "
                      "collections.abc.Sequence[int], extended: "
-                     "collections.abc.Sequence[bool], logits: numpy.typing.NDArray[numpy.float32]) -> None"),
+                     "collections.abc.Sequence[bool], logits: numpy.typing.NDArray[numpy.float32], selections: "
+                     "collections.abc.Sequence[Selection | None] = ()) -> None"),
              "Appends tokens to sequences and writes logits [rows, vocabulary]. Logit modes: 0 none, 1 of the last "
-             "token, 2 of all. Releases the GIL; Ctrl-C is obeyed between steps.")
+             "token, 2 of all. A selection, of logit mode 1, gets candidates instead of logits. Releases the GIL; "
+             "Ctrl-C is obeyed between steps.")
         .def_prop_ro("vocabulary", &Model::vocabulary)
         .def_prop_ro(
             "has_extended_rope",
@@ -276,6 +296,9 @@ void bind_model(nb::module_& m) {
                                    [](const RopeTable& table) { return !table.extended.inverse_frequencies.empty(); });
             },
             "Whether sequences that outgrow the trained context have RoPE tables of their own.")
+        .def_prop_ro(
+            "precision", [](const Model& model) { return std::string(precision_name(model.precision())); },
+            "What matrix products round their operands to.")
         .def_prop_ro("kv_bytes_per_token", &Model::kv_bytes_per_token)
         .def_prop_ro("arena_bytes", &Model::arena_bytes)
         .def_prop_ro(

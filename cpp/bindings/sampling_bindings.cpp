@@ -12,6 +12,7 @@
 #include <utility>
 #include <vector>
 
+#include "bindings/selection_handle.h"
 #include "core/error.h"
 #include "sampling/sampler.h"
 
@@ -84,6 +85,23 @@ nb::tuple sample(NativeSampler& self, const Vector<float>& logits, const std::op
     return nb::make_tuple(sampled.token, sampled.logprob, nb::tuple(top));
 }
 
+// Null where all logits are needed.
+std::optional<SelectionHandle> select(NativeSampler& self, const std::optional<Vector<uint32_t>>& mask) {
+    SelectionHandle selection;
+    selection.k = self.run([&](Sampler& sampler) { return sampler.select(selection.edits); });
+    if (selection.k == 0) return std::nullopt;
+    const std::span<const uint32_t> words = span_of(mask);
+    selection.mask.assign(words.begin(), words.end());
+    return selection;
+}
+
+int32_t sample_selected(NativeSampler& self, const SelectionHandle& selection) {
+    if (selection.candidates.empty()) throw RequestError("no candidates have been chosen for the selection yet");
+    const std::vector<Candidate> candidates = selection.candidates;
+    const bool masked = !selection.mask.empty();
+    return self.run([&](Sampler& sampler) { return sampler.sample_candidates(candidates, masked).token; });
+}
+
 nb::tuple distribution(NativeSampler& self, const Vector<float>& logits, const std::optional<Vector<uint32_t>>& mask) {
     const std::vector<TokenProbability> entries =
         self.run([&](Sampler& sampler) { return sampler.distribution(span_of(logits), span_of(mask)); });
@@ -130,6 +148,20 @@ void bind_sampling(nb::module_& m) {
     nb::class_<DryBreakers>(m, "DryBreakers", "Token sequences across which DRY does not look for repeats.")
         .def(nb::init<int32_t, const std::vector<std::vector<int32_t>>&>(), nb::arg("n_vocab"), nb::arg("sequences"));
 
+    nb::class_<SelectionHandle>(m, "Selection", "What is wanted of a row of logits, and what a forward pass chose.")
+        .def_ro("k", &SelectionHandle::k, "How many candidates are wanted.")
+        .def_prop_ro(
+            "candidates",
+            [](const SelectionHandle& self) {
+                nb::list result;
+                for (const Candidate& candidate : self.candidates) {
+                    if (candidate.token >= 0) result.append(nb::make_tuple(candidate.token, candidate.logit));
+                }
+                return result;
+            },
+            nb::sig("def candidates(self) -> list[tuple[int, float]]"),
+            "(token, logit as edited) of those chosen, best first; empty before the pass.");
+
     nb::class_<NativeSampler>(m, "NativeSampler", "The sampler of one sequence; see metallic_native.sampling.")
         .def(
             "__init__",
@@ -145,6 +177,11 @@ void bind_sampling(nb::module_& m) {
                     "numpy.typing.NDArray[numpy.uint32] | None = None, raw: numpy.typing.NDArray[numpy.float32] | None "
                     "= None) -> tuple[int, float | None, tuple[tuple[int, float], ...]]"),
             "(token, logprob or None, ((token, logprob), ...))")
+        .def("select", &select, nb::arg("mask").noconvert() = nb::none(),
+             nb::sig("def select(self, mask: numpy.typing.NDArray[numpy.uint32] | None = None) -> Selection | None"),
+             "The selection that sample_selected() needs; None when the next token takes all logits.")
+        .def("sample_selected", &sample_selected, nb::arg("selection"),
+             "The token that sample() would draw from the logits that the candidates were chosen from.")
         .def("distribution", &distribution, nb::arg("logits").noconvert(), nb::arg("mask").noconvert() = nb::none(),
              nb::sig("def distribution(self, logits: numpy.typing.NDArray[numpy.float32], mask: "
                      "numpy.typing.NDArray[numpy.uint32] | None = None) -> "

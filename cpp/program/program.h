@@ -211,6 +211,11 @@ struct Program {
     ScopeTree scopes;
 };
 
+// Logits of one row; 0 where the program, a stage of another, has none.
+inline uint32_t logit_width(const Program& program) noexcept {
+    return program.logits == kNone ? 0 : program.values[program.logits].width;
+}
+
 // The values that a step reads and those that it writes, in declaration order, kNone left out.
 void for_each_read(const StepOp& op, const auto& visit);
 void for_each_write(const StepOp& op, const auto& visit);

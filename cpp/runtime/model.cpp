@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "backend/batch_check.h"
 #include "core/error.h"
 
 namespace metallic {
@@ -203,7 +204,9 @@ void Model::enter(Sequence& sequence, uint64_t tokens, const std::function<bool(
 
 uint64_t Model::logit_rows(std::span<const RunRequest> runs) noexcept {
     uint64_t rows = 0;
-    for (const RunRequest& run : runs) rows += run.no_logits ? 0 : run.all_logits ? run.tokens.size() : 1;
+    for (const RunRequest& run : runs) {
+        rows += run.no_logits || run.selection ? 0 : run.all_logits ? run.tokens.size() : 1;
+    }
     return rows;
 }
 
@@ -213,6 +216,12 @@ void Model::check(std::span<const RunRequest> runs) const {
         if (!run.sequence || run.tokens.empty()) throw RequestError("a run needs a sequence and at least one token");
         for (size_t j = 0; j < i; ++j) {
             if (runs[j].sequence == run.sequence) throw RequestError("a sequence may appear once in a batch");
+        }
+        if (run.selection) {
+            if (run.all_logits || run.no_logits || !run.candidates) {
+                throw RequestError("candidates are chosen for the last token of a run, and come instead of its logits");
+            }
+            check_selections({run.selection, 1}, vocabulary());
         }
         if (run.tokens.size() > options_.context_length ||
             run.sequence->length() > options_.context_length - run.tokens.size()) {
@@ -242,7 +251,11 @@ uint32_t Model::next_tokens(const Pass& pass, size_t index) const noexcept {
     }
     const uint32_t outputs_left = max_outputs_ - static_cast<uint32_t>(output_rows_.size());
     if (!request.no_logits && outputs_left == 0) return 0;
-    return std::min({left, room, request.all_logits ? outputs_left : left});
+    const uint32_t count = std::min({left, room, request.all_logits ? outputs_left : left});
+    const bool outputs = request.all_logits || (!request.no_logits && count == left);
+    // The outputs of a batch are logits or candidates, not both.
+    const bool other_kind = !output_rows_.empty() && selections_.empty() == (request.selection != nullptr);
+    return outputs && other_kind ? 0 : count;
 }
 
 KvCache::Room Model::add_run(Pass& pass, size_t index, uint32_t count) {
@@ -266,17 +279,21 @@ KvCache::Room Model::add_run(Pass& pass, size_t index, uint32_t count) {
     if (at.again || request.no_logits) return KvCache::Room::made;
     const bool ends = at.done + count == request.tokens.size();
     for (uint32_t i = 0; i < count; ++i) {
-        if (request.all_logits || (ends && i + 1 == count)) output_rows_.push_back(first_row + i);
+        if (!request.all_logits && !(ends && i + 1 == count)) continue;
+        output_rows_.push_back(first_row + i);
+        if (request.selection) selections_.push_back(*request.selection);
     }
     return KvCache::Room::made;
 }
 
-// Fills the batch with the next tokens of the requests, in order. False when it is empty for want of memory.
+// Fills the batch with the next tokens of the requests, in order. Its outputs are logits or candidates, not both. False when it is empty
+// for want of memory.
 bool Model::fill_batch(Pass& pass) {
     tokens_.clear();
     runs_.clear();
     tables_.clear();
     output_rows_.clear();
+    selections_.clear();
     for (Progress& at : pass.progress) at.queued = 0;
     for (size_t i = 0; i < pass.requests.size() && runs_.size() < pass.most_runs; ++i) {
         const uint32_t count = next_tokens(pass, i);
@@ -285,9 +302,10 @@ bool Model::fill_batch(Pass& pass) {
     return true;
 }
 
-// The batch's tokens are in the pages: says so, and moves gathered logits (null: they are in place) to their rows.
+// The batch's tokens are in the pages: says so, and moves candidates, and gathered logits (null: they are in place) to
+// where they are wanted.
 void Model::commit_batch(Pass& pass, const float* gathered) {
-    const size_t width = vocabulary();
+    const size_t width = vocabulary(), stride = candidate_stride(selections_);
     size_t row = 0, run = 0;
     for (size_t i = 0; i < pass.requests.size(); ++i) {
         Progress& at = pass.progress[i];
@@ -304,6 +322,13 @@ void Model::commit_batch(Pass& pass, const float* gathered) {
         ++run;
         const size_t first = row;
         while (row < output_rows_.size() && output_rows_[row] < end_row) ++row;
+        if (pass.requests[i].selection) {
+            if (row > first) {
+                std::copy_n(candidates_.begin() + static_cast<std::ptrdiff_t>(first * stride), selections_[first].k,
+                            pass.requests[i].candidates);
+            }
+            continue;
+        }
         if (gathered) std::copy_n(gathered + first * width, (row - first) * width, pass.logits + at.result_row * width);
         at.result_row += row - first;
     }
@@ -313,8 +338,11 @@ void Model::run_batch(Pass& pass) {
     // Straight to the caller when this batch's rows follow each other there; else through a buffer.
     const bool direct = pass.requests.size() == 1 ||
                         (pass.requests.size() == runs_.size() && output_rows_.size() == logit_rows(pass.requests));
-    Batch batch{tokens_, runs_, tables_, output_rows_, nullptr, pass.interrupted};
-    if (direct) {
+    Batch batch{tokens_, runs_, tables_, output_rows_, nullptr, selections_, nullptr, pass.interrupted};
+    if (!selections_.empty()) {
+        candidates_.resize(selections_.size() * candidate_stride(selections_));
+        batch.candidates = candidates_.data();
+    } else if (direct) {
         batch.logits = pass.logits + pass.progress[0].result_row * vocabulary();
     } else {
         gathered_.resize(output_rows_.size() * vocabulary());

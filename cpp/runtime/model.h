@@ -46,13 +46,15 @@ struct ModelOptions {
     std::shared_ptr<const ResidencyPolicy> policy;
 };
 
-// Part of one forward pass: the next tokens of a sequence, and which of them want logits.
+// Part of one forward pass: the next tokens of a sequence, and which of them want logits, or the last one's candidates.
 struct RunRequest {
     Sequence* sequence = nullptr;
     std::span<const int32_t> tokens;
     bool all_logits = false;  // of every token; otherwise of the last
     bool no_logits = false;   // of none
     bool rope_extended = false;
+    const Selection* selection = nullptr;  // not null: candidates of the last token are wanted, and no logits
+    Candidate* candidates = nullptr;       // [selection->k]
 };
 
 // A loaded model: weights, plan, pages. Thread-safe: forward passes of several threads take turns, a submission at a
@@ -81,15 +83,17 @@ class Model : public std::enable_shared_from_this<Model> {
     void leave(Sequence& sequence) noexcept { admission_->leave(sequence); }
 
     // Appends the runs' tokens to their sequences and writes the wanted logits, run by run, to `logits` [rows,
-    // vocabulary]. Long runs are split into submissions of at most batch_tokens. On an exception each sequence has the
-    // tokens of the submissions that completed. `interrupted` is polled; see Batch. The caller keeps the sequences
-    // alive. Where the memory is short, idle and younger sequences lose their pages, or this call waits for older ones.
-    // Throws OutOfMemory when that does not help, RequestError when another pass holds one of them, or when called from
-    // within `interrupted`.
+    // vocabulary]; candidates go where their runs say. Long runs are split into submissions of at most batch_tokens. On
+    // an exception each sequence has the tokens of the submissions that completed. `interrupted` is polled; see Batch.
+    // The caller keeps the sequences alive. Where the memory is short, idle and younger sequences lose their pages, or
+    // this call waits for older ones. Throws OutOfMemory when that does not help, RequestError when another pass holds
+    // one of them, or when called from within `interrupted`.
     void forward(std::span<const RunRequest> runs, float* logits, const std::function<bool()>& interrupted);
     // Rows of logits that `runs` ask for.
     static uint64_t logit_rows(std::span<const RunRequest> runs) noexcept;
 
+    // What it computes in, where the options leave the choice to the device.
+    Precision precision() const noexcept { return plan_->precision(); }
     uint32_t vocabulary() const noexcept { return program_.values[program_.logits].width; }
     const ModelOptions& options() const noexcept { return options_; }
     const Program& program() const noexcept { return program_; }
@@ -190,6 +194,8 @@ class Model : public std::enable_shared_from_this<Model> {
     std::vector<Run> runs_;
     std::vector<PageTableView> tables_;
     std::vector<uint32_t> output_rows_;
+    std::vector<Selection> selections_;  // one per output row, or none
+    std::vector<Candidate> candidates_;
 
     std::unique_ptr<ResidencyManager> residency_;  // the last member: its thread uses the others
 };

@@ -124,6 +124,7 @@ void StagedPlan::compile() {
         inputs.events = options_.events;
         part.plan = seat.device.backend->compile(inputs);
     }
+    precision_ = parts_.back().plan->precision();
     compiled_ = true;
 }
 
@@ -138,6 +139,7 @@ void StagedPlan::run(const Batch& batch) {
         if (i > 0) cross(parts_[i - 1], parts_[i], batch);
         Batch own = batch;
         own.tables = seats_[parts_[i].device].tables;
+        if (i + 1 != parts_.size()) own.logits = nullptr, own.selections = {}, own.candidates = nullptr;
         run_part(parts_[i], own);
     }
 }

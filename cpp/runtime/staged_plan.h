@@ -56,6 +56,8 @@ class StagedPlan {
     uint64_t evict_weights() noexcept;
     uint64_t copied_bytes() const noexcept;
 
+    // Of the stage that makes the logits; see Plan::precision.
+    Precision precision() const noexcept { return precision_; }
     uint64_t arena_bytes() const noexcept;
     size_t stages() const noexcept { return parts_.size(); }
 
@@ -94,6 +96,7 @@ class StagedPlan {
     std::vector<Seat> seats_;
     std::vector<Part> parts_;
     bool compiled_ = false;
+    Precision precision_ = Precision::automatic;
 };
 
 }  // namespace metallic

@@ -1,5 +1,6 @@
 #include "sampling/candidates.h"
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <string>
@@ -26,13 +27,17 @@ float copy_run(const float* from, float* to, i32x4& bad) noexcept {
     return max_lane(best);
 }
 
+[[noreturn]] void throw_bad_logit(int32_t token, float logit) {
+    const char* what = std::isnan(logit) ? "NaN" : "+inf";
+    throw DeviceError("the logit of token " + std::to_string(token) + " is " + what +
+                          ": the model's output is damaged, nothing can be sampled from it",
+                      "sampling", what);
+}
+
 [[noreturn]] void throw_bad_logit(std::span<const float> logits) {
     size_t at = 0;
     while (at + 1 < logits.size() && logits[at] < kInfinity) ++at;
-    const char* what = std::isnan(logits[at]) ? "NaN" : "+inf";
-    throw DeviceError("the logit of token " + std::to_string(at) + " is " + what +
-                          ": the model's output is damaged, nothing can be sampled from it",
-                      "sampling", what);
+    throw_bad_logit(static_cast<int32_t>(at), logits[at]);
 }
 
 size_t count_allowed(std::span<const uint32_t> mask, size_t n) noexcept {
@@ -44,19 +49,35 @@ size_t count_allowed(std::span<const uint32_t> mask, size_t n) noexcept {
 
 }  // namespace
 
+void Candidates::make_room(size_t padded) {
+    if (logits_.size() >= padded) return;
+    logits_.resize(padded);
+    ids_.resize(padded);
+    masses_.resize(padded);
+    keys_.resize(padded);
+    open_.resize(padded);
+    run_maxima_.resize(padded / kRun);
+    sorted_maxima_.resize(padded / kRun);
+    run_masses_.resize(padded / kRun);
+    stale_.resize(padded / kRun);
+}
+
+void Candidates::assign_chosen(std::span<const Candidate> chosen) {
+    if (!chosen.empty() && !(chosen[0].logit < kInfinity)) throw_bad_logit(chosen[0].token, chosen[0].logit);
+    make_room(round_up_to_run(chosen.size()));
+    chosen_.assign(chosen.begin(), chosen.end());
+    std::sort(chosen_.begin(), chosen_.end(), [](const Candidate& a, const Candidate& b) { return a.token < b.token; });
+    for (size_t i = 0; i < chosen_.size(); ++i) {
+        ids_[i] = chosen_[i].token;
+        logits_[i] = chosen_[i].logit;
+    }
+    scale_ = 1.0f;
+    become_list(chosen_.size());
+}
+
 void Candidates::assign(std::span<const float> logits) {
     const size_t padded = round_up_to_run(logits.size());
-    if (logits_.size() < padded) {
-        logits_.resize(padded);
-        ids_.resize(padded);
-        masses_.resize(padded);
-        keys_.resize(padded);
-        open_.resize(padded);
-        run_maxima_.resize(padded / kRun);
-        sorted_maxima_.resize(padded / kRun);
-        run_masses_.resize(padded / kRun);
-        stale_.resize(padded / kRun);
-    }
+    make_room(padded);
     size_ = logits.size();
     dense_ = true;
     scale_ = 1.0f;
@@ -116,10 +137,11 @@ size_t Candidates::slot_of(int32_t token) const noexcept {
     return at != end && *at == token ? static_cast<size_t>(at - ids_.begin()) : kNowhere;
 }
 
-void Candidates::ban(int32_t token) {
-    const size_t slot = slot_of(token);
-    if (slot == kNowhere) return;
-    logits_[slot] = -kInfinity;
+void Candidates::edit(const LogitEdit& edit) {
+    const size_t slot = slot_of(edit.token);
+    if (slot == kNowhere || logits_[slot] == -kInfinity) return;
+    if (edit.kind != LogitEdit::Kind::ban) apply_scale();
+    logits_[slot] = edited(logits_[slot], edit);
     if (!dense_) return;
     stale_[slot / kRun] = 1;
     any_stale_ = true;

@@ -1,6 +1,5 @@
 #pragma once
 
-#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
@@ -8,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "core/selection.h"
 #include "sampling/vector_math.h"
 
 namespace metallic {
@@ -27,18 +27,18 @@ class Candidates {
     // Keeps the tokens whose bit (bit i % 32 of word i / 32) is set. Only right after `assign`.
     void restrict_to(std::span<const uint32_t> mask);
 
-    // Replaces the token's logit by change(logit), a double, held to the range of finite floats; -inf stays.
-    template <class Change>
-    void edit(int32_t token, Change change);
+    // Candidates as a device gives them: descending logits, ascending tokens among equals, none of them -inf. From here
+    // on all is as if assign, edits and keep_top_k had found them here.
+    void assign_chosen(std::span<const Candidate> chosen);
 
-    void ban(int32_t token);
+    void edit(const LogitEdit& edit);
 
     // The greatest logit; -inf when no token is left.
     float max();
     void divide_by(double temperature);
 
     // Each keeps the tokens that its definition names; probabilities are the softmax over the tokens still here.
-    void keep_top_k(int32_t k);       // the k greatest logits
+    void keep_top_k(int32_t k);       // the k greatest logits, whose tokens are a list from now on
     void keep_top_p(double p);        // fewest most probable tokens that together reach p (Holtzman et al. 2019)
     void keep_min_p(double p);        // at least p times as probable as the most probable (Nguyen et al. 2024)
     void keep_typical(double p);      // fewest tokens nearest to the entropy that reach p (Meister et al. 2022)
@@ -59,6 +59,7 @@ class Candidates {
         size_t ties;
     };
 
+    void make_room(size_t padded);
     size_t slot_of(int32_t token) const noexcept;
     int32_t id_at(size_t slot) const noexcept { return dense_ ? static_cast<int32_t>(slot) : ids_[slot]; }
     void apply_scale();
@@ -92,21 +93,9 @@ class Candidates {
     std::vector<double> run_masses_;
     std::vector<float> run_maxima_;  // of the whole vocabulary only
     std::vector<float> sorted_maxima_;
+    std::vector<Candidate> chosen_;
     std::vector<uint8_t> stale_;  // runs edited since run_maxima_ was computed
     bool any_stale_ = false;
 };
-
-template <class Change>
-void Candidates::edit(int32_t token, Change change) {
-    constexpr double kGreatest = std::numeric_limits<float>::max();
-    const size_t slot = slot_of(token);
-    if (slot == kNowhere || logits_[slot] == -std::numeric_limits<float>::infinity()) return;
-    apply_scale();
-    const double changed = change(logits_[slot]);
-    logits_[slot] = static_cast<float>(std::clamp(changed, -kGreatest, kGreatest));
-    if (!dense_) return;
-    stale_[slot / kRun] = 1;
-    any_stale_ = true;
-}
 
 }  // namespace metallic

@@ -5,7 +5,6 @@
 #include <string>
 
 #include "core/error.h"
-#include "sampling/candidates.h"
 
 namespace metallic {
 namespace {
@@ -98,8 +97,9 @@ size_t DryBreakers::tokens_after_last(std::span<const int32_t> window) const noe
     return window.size();
 }
 
-void apply_dry(const SamplingParams& params, const DryBreakers* breakers, std::span<const int32_t> history,
-               int32_t n_vocab, DryScratch& scratch, Candidates& candidates) {
+void append_dry(const SamplingParams& params, const DryBreakers* breakers, std::span<const int32_t> history,
+                int32_t n_vocab, DryScratch& scratch, std::vector<LogitEdit>& edits) {
+    constexpr double kMost = 1e39;  // takes any float to the least one
     const std::span<const int32_t> window = last(history, params.dry_penalty_last_n);
     const size_t limit = breakers ? breakers->tokens_after_last(window) : window.size();
     if (limit < static_cast<size_t>(params.dry_allowed_length)) return;
@@ -119,7 +119,7 @@ void apply_dry(const SamplingParams& params, const DryBreakers* breakers, std::s
         if (!breakers || !breakers->contains(token)) {
             const double penalty =
                 params.dry_multiplier * integer_power(params.dry_base, longest - params.dry_allowed_length);
-            candidates.edit(token, [=](float logit) { return static_cast<double>(logit) - penalty; });
+            edits.push_back({token, LogitEdit::Kind::penalty, 0, false, 1.0, std::min(penalty, kMost)});
         }
         longest = 0;
     }

@@ -4,11 +4,10 @@
 #include <span>
 #include <vector>
 
+#include "core/selection.h"
 #include "sampling/params.h"
 
 namespace metallic {
-
-class Candidates;
 
 // The token sequences across which DRY does not look for repeats. Immutable, so that many samplers may share one.
 class DryBreakers {
@@ -51,8 +50,8 @@ struct DryScratch {
 // DRY, "don't repeat yourself" (P. E. Weidmann, text-generation-webui #5637; the multi-token breakers and the clamp as
 // in llama.cpp's llama_sampler_dry): a token that would lengthen a repeat of n >= allowed_length tokens at the end of
 // the window to n + 1 loses multiplier * base^(n - allowed_length). Repeats do not reach across a breaker, and a token
-// that is a breaker by itself is never penalised.
-void apply_dry(const SamplingParams& params, const DryBreakers* breakers, std::span<const int32_t> history,
-               int32_t n_vocab, DryScratch& scratch, Candidates& candidates);
+// that is a breaker by itself is never penalised. Appends one edit for each penalised token.
+void append_dry(const SamplingParams& params, const DryBreakers* breakers, std::span<const int32_t> history,
+                int32_t n_vocab, DryScratch& scratch, std::vector<LogitEdit>& edits);
 
 }  // namespace metallic

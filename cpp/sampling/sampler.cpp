@@ -16,6 +16,7 @@ struct Workspace {
     Candidates candidates;
     DryScratch dry;
     Logprobs logprobs;
+    std::vector<LogitEdit> edits;
 };
 
 Workspace& workspace() {
@@ -23,9 +24,8 @@ Workspace& workspace() {
     return space;
 }
 
-[[noreturn]] void throw_nothing_left(std::span<const float> logits) {
-    const bool any = std::any_of(logits.begin(), logits.end(), [](float logit) { return logit > -kInfinity; });
-    if (any) {
+[[noreturn]] void throw_nothing_left(bool banned) {
+    if (banned) {
         throw RequestError(
             "no token is left to sample: logit_bias and the token mask ban every token that has a finite logit");
     }
@@ -50,6 +50,7 @@ Sampler::Sampler(SamplingParams params, int32_t n_vocab, uint64_t seed, std::sha
       random_(seed),
       history_(params_.repeat_last_n, counts_recent(params_), counts_generated(params_)) {
     check(params_, n_vocab_);
+    handover_ = find_handover();
     if (breakers_ && breakers_->n_vocab() != n_vocab_) {
         throw RequestError("the DRY sequence breakers are made for " + std::to_string(breakers_->n_vocab()) +
                            " tokens, but the vocabulary has " + std::to_string(n_vocab_));
@@ -132,30 +133,33 @@ void Sampler::narrow(Candidates& candidates, std::span<const float> logits, std:
                      Random& random) {
     candidates.assign(logits);
     if (!mask.empty()) candidates.restrict_to(mask);
-    for (const auto& [token, bias] : params_.logit_bias) {
-        if (bias == -kInfinity) {
-            candidates.ban(token);
-        } else {
-            candidates.edit(token, [bias = bias](float logit) { return static_cast<double>(logit) + bias; });
-        }
+    std::vector<LogitEdit>& edits = workspace().edits;
+    edits.clear();
+    append_bias(edits);
+    apply(candidates, edits);
+    if (candidates.max() == -kInfinity) {
+        throw_nothing_left(std::any_of(logits.begin(), logits.end(), [](float logit) { return logit > -kInfinity; }));
     }
-    if (candidates.max() == -kInfinity) throw_nothing_left(logits);
     for (const SamplingStage stage : params_.order) run_stage(stage, candidates, random);
 }
 
+void Sampler::apply(Candidates& candidates, const std::vector<LogitEdit>& edits) const {
+    for (const LogitEdit& edit : edits) candidates.edit(edit);
+}
+
 void Sampler::run_stage(SamplingStage stage, Candidates& candidates, Random& random) {
-    if (stage == SamplingStage::Penalties) return apply_penalties(candidates);
-    if (stage == SamplingStage::Dry) {
-        if (params_.dry_multiplier == 0.0 || params_.dry_penalty_last_n == 0) return;
-        return apply_dry(params_, breakers_.get(), history_.tokens(), n_vocab_, workspace().dry, candidates);
+    if (stage == SamplingStage::Penalties || stage == SamplingStage::Dry) {
+        std::vector<LogitEdit>& edits = workspace().edits;
+        edits.clear();
+        append_edits(stage, edits);
+        return apply(candidates, edits);
     }
-    if (params_.temperature == 0.0) return;  // greedy: the stages below are about chance
+    if (params_.temperature == 0.0 || !is_active(stage)) return;  // greedy: the stages below are about chance
     switch (stage) {
         case SamplingStage::TopNSigma:
             return candidates.keep_top_n_sigma(params_.top_n_sigma);
         case SamplingStage::TopK:
-            if (params_.top_k > 0) candidates.keep_top_k(params_.top_k);
-            return;
+            return candidates.keep_top_k(params_.top_k);
         case SamplingStage::TypicalP:
             return candidates.keep_typical(params_.typical_p);
         case SamplingStage::TopP:
@@ -163,8 +167,6 @@ void Sampler::run_stage(SamplingStage stage, Candidates& candidates, Random& ran
         case SamplingStage::MinP:
             return candidates.keep_min_p(params_.min_p);
         case SamplingStage::Xtc:
-            // Above a half at most one token can reach the threshold.
-            if (params_.xtc_probability <= 0.0 || params_.xtc_threshold > 0.5) return;
             if (random.uniform() < params_.xtc_probability) candidates.drop_top_choices(params_.xtc_threshold);
             return;
         case SamplingStage::Temperature:
@@ -175,22 +177,124 @@ void Sampler::run_stage(SamplingStage stage, Candidates& candidates, Random& ran
     }
 }
 
+void Sampler::append_bias(std::vector<LogitEdit>& edits) const {
+    for (const auto& [token, bias] : params_.logit_bias) {
+        edits.push_back(bias == -kInfinity ? LogitEdit::ban_of(token) : LogitEdit::bias_of(token, bias));
+    }
+}
+
+void Sampler::append_edits(SamplingStage stage, std::vector<LogitEdit>& edits) const {
+    if (stage == SamplingStage::Penalties) append_penalties(edits);
+    if (stage != SamplingStage::Dry || !is_active(stage)) return;
+    append_dry(params_, breakers_.get(), history_.tokens(), n_vocab_, workspace().dry, edits);
+}
+
 // Repetition: Keskar et al. 2019 ("CTRL"), with the sign rule of Hugging Face's RepetitionPenaltyLogitsProcessor and of
 // llama.cpp: once per distinct token of the window. Presence and frequency: OpenAI's definition, over generated tokens.
-void Sampler::apply_penalties(Candidates& candidates) const {
-    const double repetition = params_.repetition_penalty;
+void Sampler::append_penalties(std::vector<LogitEdit>& edits) const {
     for (const TokenCounts::Entry& entry : history_.counts().entries()) {
         if (entry.token < 0 || (entry.recent == 0 && entry.generated == 0)) continue;
-        const bool repeated = entry.recent != 0;
         const double less = entry.generated == 0 ? 0.0
                                                  : params_.presence_penalty +
                                                        params_.frequency_penalty * static_cast<double>(entry.generated);
-        candidates.edit(entry.token, [=](float logit) {
-            double changed = static_cast<double>(logit);
-            if (repeated) changed = changed <= 0.0 ? changed * repetition : changed / repetition;
-            return changed - less;
-        });
+        edits.push_back(
+            {entry.token, LogitEdit::Kind::penalty, 0, entry.recent != 0, params_.repetition_penalty, less});
     }
+}
+
+// ---- candidates chosen elsewhere ----
+
+// Whether the stage does anything with these parameters, at a temperature above 0.
+bool Sampler::is_active(SamplingStage stage) const noexcept {
+    switch (stage) {
+        case SamplingStage::Penalties:
+            return counts_recent(params_) || counts_generated(params_);
+        case SamplingStage::Dry:
+            return params_.dry_multiplier != 0.0 && params_.dry_penalty_last_n != 0;
+        case SamplingStage::TopNSigma:
+            return params_.top_n_sigma > 0.0;
+        case SamplingStage::TopK:
+            return params_.top_k > 0;
+        case SamplingStage::TypicalP:
+            return params_.typical_p < 1.0;
+        case SamplingStage::TopP:
+            return params_.top_p < 1.0;
+        case SamplingStage::MinP:
+            return params_.min_p > 0.0;
+        case SamplingStage::Xtc:
+            // Above a half at most one token can reach the threshold.
+            return params_.xtc_probability > 0.0 && params_.xtc_threshold <= 0.5;
+        case SamplingStage::Temperature:
+            return params_.temperature != 1.0;
+    }
+    return true;
+}
+
+Sampler::Handover Sampler::find_handover() const noexcept {
+    if (params_.logprobs >= 0) return {};
+    if (params_.temperature == 0.0) return {1, params_.order.size()};
+    bool divided = false;  // edits of divided logits are not edits of the model's
+    for (size_t i = 0; i < params_.order.size(); ++i) {
+        const SamplingStage stage = params_.order[i];
+        if (!is_active(stage)) continue;
+        if (stage == SamplingStage::TopK) {
+            const uint32_t k = static_cast<uint32_t>(params_.top_k);
+            return k <= kMostCandidates ? Handover{k, i + 1} : Handover{};
+        }
+        const bool edits = stage == SamplingStage::Penalties || stage == SamplingStage::Dry;
+        if (stage != SamplingStage::Temperature && (!edits || divided)) return {};
+        divided |= stage == SamplingStage::Temperature;
+    }
+    return {};
+}
+
+uint32_t Sampler::select(std::vector<LogitEdit>& edits) const {
+    edits.clear();
+    if (handover_.k == 0) return 0;
+    append_bias(edits);
+    for (size_t i = 0; i < handover_.stages; ++i) append_edits(params_.order[i], edits);
+    std::stable_sort(edits.begin(), edits.end(),
+                     [](const LogitEdit& a, const LogitEdit& b) { return a.token < b.token; });
+    return handover_.k;
+}
+
+// Those that are there.
+std::span<const Candidate> Sampler::check_candidates(std::span<const Candidate> candidates) const {
+    if (handover_.k == 0) throw RequestError("the next token can only be drawn from all logits");
+    if (candidates.size() != handover_.k) {
+        throw RequestError("expected " + std::to_string(handover_.k) + " candidates, got " +
+                           std::to_string(candidates.size()));
+    }
+    const auto end = std::find_if(candidates.begin(), candidates.end(), [](const Candidate& c) { return c.token < 0; });
+    const std::span<const Candidate> found = candidates.first(static_cast<size_t>(end - candidates.begin()));
+    if (!found.empty() && !(found[0].logit < kInfinity)) return found.first(1);  // the damage is told from it
+    for (size_t i = 0; i < found.size(); ++i) {
+        check_token(found[i].token);
+        const bool follows = i == 0 || found[i].logit < found[i - 1].logit ||
+                             (found[i].logit == found[i - 1].logit && found[i].token > found[i - 1].token);
+        if (!follows || !(found[i].logit > -kInfinity)) throw RequestError("candidates that are not in their order");
+    }
+    return found;
+}
+
+const Sampled& Sampler::sample_candidates(std::span<const Candidate> all, bool masked) {
+    const std::span<const Candidate> chosen = check_candidates(all);
+    if (chosen.empty()) {
+        const auto bans = [](const auto& bias) { return bias.second == -kInfinity; };
+        throw_nothing_left(masked || std::any_of(params_.logit_bias.begin(), params_.logit_bias.end(), bans));
+    }
+    Candidates& candidates = workspace().candidates;
+    candidates.assign_chosen(chosen);
+    Random random = random_;
+    for (size_t i = 0; i < params_.order.size(); ++i) {
+        const SamplingStage stage = params_.order[i];
+        if (i >= handover_.stages || stage == SamplingStage::Temperature) run_stage(stage, candidates, random);
+    }
+    sampled_.logprob.reset();
+    sampled_.top_logprobs.clear();
+    sampled_.token = params_.temperature == 0.0 ? candidates.arg_max() : candidates.draw(random.uniform());
+    random_ = random;
+    return sampled_;
 }
 
 }  // namespace metallic

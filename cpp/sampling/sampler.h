@@ -36,6 +36,17 @@ class Sampler {
     // are -inf; the sampler's state is then unchanged.
     const Sampled& sample(std::span<const float> logits, std::span<const uint32_t> mask = {},
                           std::span<const float> raw = {});
+
+    // For a device that chooses candidates: how many of a row of logits `sample_candidates` needs to draw the next
+    // token, at most kMostCandidates, and the edits that come before the choice, in the order that Selection asks for.
+    // 0 where only all logits will do: log-probabilities are asked for, or a stage that needs them comes before top-k.
+    uint32_t select(std::vector<LogitEdit>& edits) const;
+    // The token that `sample` would draw from the row of logits that the candidates were chosen from, after which the
+    // state is the same too. `masked` says whether a mask restricted the choice. Throws as `sample` does, but where
+    // tokens are banned it is a RequestError that none is left, even if the model gave none either; RequestError for
+    // candidates that cannot be the answer to `select`.
+    const Sampled& sample_candidates(std::span<const Candidate> candidates, bool masked = false);
+
     // The probabilities that `sample` would draw from, ascending ids; the state is unchanged.
     std::vector<TokenProbability> distribution(std::span<const float> logits, std::span<const uint32_t> mask = {});
 
@@ -58,12 +69,25 @@ class Sampler {
     // Runs everything up to the draw.
     void narrow(Candidates& candidates, std::span<const float> logits, std::span<const uint32_t> mask, Random& random);
     void run_stage(SamplingStage stage, Candidates& candidates, Random& random);
-    void apply_penalties(Candidates& candidates) const;
+    void apply(Candidates& candidates, const std::vector<LogitEdit>& edits) const;
+    void append_bias(std::vector<LogitEdit>& edits) const;
+    // What a stage does to the logits of single tokens.
+    void append_edits(SamplingStage stage, std::vector<LogitEdit>& edits) const;
+    void append_penalties(std::vector<LogitEdit>& edits) const;
+    bool is_active(SamplingStage stage) const noexcept;
+    // Where a device hands over: it does the edits of the first `stages` of the order, and chooses k; 0: it cannot.
+    struct Handover {
+        uint32_t k = 0;
+        size_t stages = 0;
+    };
+    Handover find_handover() const noexcept;
+    std::span<const Candidate> check_candidates(std::span<const Candidate> candidates) const;
 
     SamplingParams params_;
     int32_t n_vocab_;
     uint64_t seed_;
     std::shared_ptr<const DryBreakers> breakers_;
+    Handover handover_;
     Random random_;
     History history_;
     Sampled sampled_;

@@ -131,7 +131,7 @@ Candidates::Cut Candidates::find_cut(Key key, Mass mass, double target) {
 
 void Candidates::keep_top_k(int32_t k) {
     const size_t wanted = static_cast<size_t>(k);
-    if (wanted >= size_) return;
+    if (wanted >= size_) return compact([](size_t, float) { return true; });
     const auto key = [this](size_t i) { return descending_key(logits_[i]); };
     const size_t runs = round_up_to_run(size_) / kRun;
     if (dense_ && wanted <= runs / 2) {

@@ -1,7 +1,9 @@
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <thread>
 
+#include "backend/cpu/ops/sampling.h"
 #include "core/error.h"
 #include "small_model.h"
 
@@ -118,12 +120,83 @@ TEST(Backend, RefusesBatchesThatThePlanCannotServe) {
     refuses("a missing table", [&](Batch& b) { b.tables = b.tables.subspan(1); });
     refuses("a table too short", [&](Batch&) { session.tables[0].count = 1; });
     refuses("a table that starts late", [&](Batch&) { session.tables[0].first_page = 1; });
+    std::vector<Candidate> candidates(12);
+    std::vector<Selection> selections(3);
+    const auto refuses_selections = [&](const char* what, const auto& spoil) {
+        refuses(what, [&](Batch& b) {
+            selections.assign(3, Selection{4, {}, {}});
+            b.selections = selections, b.candidates = candidates.data(), b.logits = nullptr;
+            spoil(b);
+        });
+    };
+    Batch good_selections = session.prepare(specs, outputs);
+    selections.assign(3, Selection{4, {}, {}});
+    good_selections.selections = selections, good_selections.candidates = candidates.data();
+    EXPECT_NO_THROW(session.submit(good_selections));
+    const std::vector<LogitEdit> outside_edit{LogitEdit::bias_of(32, 1.0f)}, infinite{LogitEdit::bias_of(1, INFINITY)},
+        descending_edits{LogitEdit::ban_of(3), LogitEdit::ban_of(2)},
+        no_factor{{1, LogitEdit::Kind::penalty, 0, true, 0.0, 0.0}};
+    refuses_selections("too few selections", [&](Batch& b) { b.selections = b.selections.first(2); });
+    refuses_selections("nowhere for candidates", [](Batch& b) { b.candidates = nullptr; });
+    refuses_selections("no candidates", [&](Batch&) { selections[1].k = 0; });
+    refuses_selections("too many candidates", [&](Batch&) { selections[1].k = kMostCandidates + 1; });
+    refuses_selections("an edit outside", [&](Batch&) { selections[2].edits = outside_edit; });
+    refuses_selections("an infinite edit", [&](Batch&) { selections[2].edits = infinite; });
+    refuses_selections("descending edits", [&](Batch&) { selections[2].edits = descending_edits; });
+    refuses_selections("a penalty by nought", [&](Batch&) { selections[2].edits = no_factor; });
+    refuses("a page between addresses", [&](Batch&) { const_cast<uint64_t*>(session.tables[3].pages)[0] += 8; });
     refuses("a missing page", [&](Batch&) { const_cast<uint64_t*>(session.tables[3].pages)[0] = 0; });
-    EXPECT_EQ(refused, 19);
+    EXPECT_EQ(refused, 28);
     // The plan still serves: the reference has seen nothing of all this.
     Session fresh(model, options);
     const BatchSpec good{{{5, some_tokens(33, 1)}}, {32}};
     EXPECT_TRUE(same_bits(session.forward(good.runs, good.outputs), fresh.forward(good.runs, good.outputs)));
+}
+
+// As many candidates as each row wants, of its own edited logits and mask, and no logits.
+TEST(Backend, GivesCandidatesInsteadOfLogits) {
+    const TestModel model = small_model();
+    Session session(model, {});
+    const std::vector<RunSpec> specs{{0, some_tokens(33, 1)}, {1, some_tokens(2, 2)}};
+    const std::vector<uint32_t> outputs{0, 32, 34};
+    Batch batch = session.prepare(specs, outputs);
+    session.submit(batch);
+    const std::vector<float> logits = session.logits;
+    const std::vector<LogitEdit> edits{
+        LogitEdit::bias_of(0, 5.0f), {3, LogitEdit::Kind::penalty, 0, true, 1.3, 0.2}, LogitEdit::ban_of(31)};
+    const std::vector<uint32_t> mask{0x00ff00f1u};
+    for (const auto& ks : {std::vector<uint32_t>{1, 1, 1}, {5, 1, 32}, {256, 3, 2}}) {
+        const std::vector<Selection> selections{{ks[0], {}, {}}, {ks[1], edits, {}}, {ks[2], edits, mask}};
+        const size_t stride = candidate_stride(selections);
+        std::vector<Candidate> got(3 * stride, {-7, 0.0f});
+        batch = session.prepare(specs, outputs);
+        batch.selections = selections;
+        batch.candidates = got.data();
+        session.submit(batch);
+        EXPECT_TRUE(std::isnan(session.logits[0])) << "nobody asked for logits";
+        for (size_t row = 0; row < 3; ++row) {
+            std::vector<float> own(logits.begin() + static_cast<ptrdiff_t>(row * 32),
+                                   logits.begin() + static_cast<ptrdiff_t>(row * 32 + 32));
+            std::vector<Candidate> wanted(ks[row]);
+            cpu::select_candidates(own, selections[row], wanted);
+            ASSERT_GE(wanted[0].token, 0);
+            for (size_t i = 0; i < ks[row]; ++i) {
+                EXPECT_EQ(got[row * stride + i].token, wanted[i].token) << "row " << row << ", " << i;
+                EXPECT_EQ(got[row * stride + i].logit, wanted[i].logit) << "row " << row << ", " << i;
+            }
+        }
+    }
+    // Logits are as before: edits changed no others' row.
+    EXPECT_TRUE(same_bits(session.forward(specs, outputs), logits));
+}
+
+TEST(Backend, SaysItsPrecision) {
+    const TestModel model = small_model();
+    Session::Options options;
+    for (const Precision asked : {Precision::automatic, Precision::float32}) {
+        options.precision = asked;
+        EXPECT_EQ(Session(model, options).plan->precision(), Precision::float32);
+    }
 }
 
 TEST(Backend, SubmissionsFromSeveralThreadsTakeTurns) {

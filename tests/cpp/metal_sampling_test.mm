@@ -5,6 +5,7 @@
 #include <cstring>
 #include <random>
 
+#include "backend/batch_check.h"
 #include "core/error.h"
 #include "metal_kernels.h"
 #include "sampling/sampler.h"
@@ -12,10 +13,6 @@
 // The device's selection against the host's chain: the same tokens with the same bits.
 namespace metallic::testing {
 namespace {
-
-using metal::Candidate;
-using metal::LogitEdit;
-using metal::Selection;
 
 constexpr float kInfinity = INFINITY;
 
@@ -42,15 +39,12 @@ std::vector<Candidate> expected(const Row& row) {
     if (!row.mask.empty()) candidates.restrict_to(row.mask);
     std::vector<float> logits = row.logits;
     for (const LogitEdit& edit : row.edits) {
+        candidates.edit(edit);
+        const double most = std::numeric_limits<float>::max();
         float& logit = logits[static_cast<size_t>(edit.token)];
         if (edit.kind == LogitEdit::Kind::ban) {
-            candidates.ban(edit.token);
             logit = -kInfinity;
-            continue;
-        }
-        candidates.edit(edit.token, [&](float x) { return changed(edit, static_cast<double>(x)); });
-        const double most = std::numeric_limits<float>::max();
-        if (logit > -kInfinity) {
+        } else if (logit > -kInfinity) {
             logit = static_cast<float>(std::clamp(changed(edit, static_cast<double>(logit)), -most, most));
         }
     }
@@ -79,7 +73,7 @@ class MetalSampling : public MetalKernels {
             selections.push_back(row.selection());
         }
         const Memory logits = memory(std::span<const float>(all));
-        const uint64_t count = rows.size() * metal::TopK::stride(selections);
+        const uint64_t count = rows.size() * candidate_stride(selections);
         const Memory out = memory(count * sizeof(Candidate)), batch = memory(metal::TopK::batch_bytes(selections));
         Program program;
         CompileInputs inputs;
@@ -90,7 +84,7 @@ class MetalSampling : public MetalKernels {
                 return metal::TopK(vocabulary, max_rows ? max_rows : static_cast<uint32_t>(rows.size()), p);
             },
             [&](const metal::TopK& top, metal::Encoder& encoder) {
-                top.check(selections);
+                check_selections(selections, vocabulary);
                 metal::BatchMemory batch_memory(batch.binding, batch.heap->host());
                 top.encode(encoder, batch_memory, logits.binding, selections, out.binding);
             });

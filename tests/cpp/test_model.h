@@ -283,7 +283,7 @@ inline Batch Session::prepare(const std::vector<RunSpec>& specs, const std::vect
     }
     outputs = output_rows;
     logits.assign(outputs.size() * model_.program.values[model_.program.logits].width, std::nanf(""));
-    return {tokens, runs, tables, outputs, logits.data(), {}};
+    return {tokens, runs, tables, outputs, logits.data(), {}, nullptr, {}};
 }
 
 inline std::vector<float> Session::forward(const std::vector<RunSpec>& specs, const std::vector<uint32_t>& output_rows,

@@ -10,7 +10,7 @@ import metallic_native as mn
 from metallic_native import _native
 
 # Modules whose tests hold on every device; `--device metal` runs these, and what is marked with `device`, on it.
-DEVICE_MODULES = {"test_models", "test_engine"}
+DEVICE_MODULES = {"test_models", "test_engine", "test_candidates"}
 GOLDENS = Path(__file__).parent.parent / "data" / "goldens"
 
 

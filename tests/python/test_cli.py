@@ -24,6 +24,7 @@ from typer.testing import CliRunner
 import metallic_native as mn
 from cli_support import COMMAND, GOLDENS, LLAMA, PLAIN, Terminal, run, with_long_context
 from hub_server import COMMIT, HubServer
+from metallic_native import _native
 from metallic_native.cli import main
 from metallic_native.cli.app import app
 from metallic_native.cli.model_facts import FILE_TYPES, peak_pages
@@ -215,6 +216,8 @@ def test_generate_json() -> None:
     assert values["text"] == wanted.text
     assert values["token_ids"] == wanted.token_ids
     assert values["finish_reason"] == "length"
+    assert values["precision"] == "float32"
+    assert values["device"] in [device["backend"] for device in _native.list_devices()]
     assert values["stats"]["completion_tokens"] == 6
     assert values["stats"]["tokens_per_second"] > 0
     assert values["memory"]["weights"]["peak"] > 0
@@ -427,7 +430,7 @@ def test_bench_json() -> None:
         assert test["samples_ts"] == pytest.approx(speeds, rel=1e-3)
         assert test["avg_ts"] == pytest.approx(np.mean(speeds), rel=1e-3)
         assert test["stddev_ts"] == pytest.approx(np.std(speeds, ddof=1), rel=1e-2)
-    assert values["kv_type"] == "q8_0"
+    assert (values["kv_type"], values["precision"]) == ("q8_0", "float32")
     assert values["memory"]["kv"]["peak"] > 0
 
 

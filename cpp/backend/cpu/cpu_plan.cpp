@@ -11,6 +11,7 @@
 #include "backend/cpu/ops/norm.h"
 #include "backend/cpu/ops/preparation.h"
 #include "backend/cpu/ops/rope.h"
+#include "backend/cpu/ops/sampling.h"
 
 namespace metallic::cpu {
 
@@ -19,13 +20,15 @@ CpuPlan::CpuPlan(const CompileInputs& inputs, const Isa& isa, uint32_t threads,
     : program_(*inputs.program),
       max_tokens_(inputs.max_tokens),
       max_outputs_(inputs.max_outputs),
-      events_(inputs.events) {
+      events_(inputs.events),
+      ledger_(ledger) {
     Preparation preparation(inputs, isa, threads);
     preparation.check_program();
     add_steps(preparation);
     place_values(preparation);
-    place_scratch(preparation, ledger);
+    place_scratch(preparation);
     vocabulary_ = preparation.vocabulary;
+    precision_ = preparation.precision;
     converted_ = std::move(preparation.converted);
     run_of_row_.resize(max_tokens_);
     submission_.run_of_row = run_of_row_.data();
@@ -57,7 +60,7 @@ void CpuPlan::place_values(Preparation& preparation) {
     }
 }
 
-void CpuPlan::place_scratch(const Preparation& preparation, const std::shared_ptr<HeapLedger>& ledger) {
+void CpuPlan::place_scratch(const Preparation& preparation) {
     uint64_t bytes = 0;
     for (const RopeTable& table : program_.ropes) {
         bytes += 2 * aligned_size(size_t{max_tokens_} * (table.dims / 2) * sizeof(float));
@@ -67,7 +70,7 @@ void CpuPlan::place_scratch(const Preparation& preparation, const std::shared_pt
     // A page apart, so that no two threads share a line or its prefetched neighbour.
     scratch_bytes_ = (preparation.scratch_bytes + 4095) / 4096 * 4096;
     bytes = own_at + scratch_bytes_ * preparation.threads;
-    memory_ = allocate_heap(ledger, bytes, Storage::shared, "cpu/scratch");
+    memory_ = allocate_heap(ledger_, bytes, Storage::shared, "cpu/scratch");
 
     std::byte* at = memory_->host();
     submission_.shared = at + shared_at;
@@ -79,18 +82,34 @@ void CpuPlan::place_scratch(const Preparation& preparation, const std::shared_pt
     }
 }
 
-void CpuPlan::bind(const Batch& batch) noexcept {
+void CpuPlan::bind(const Batch& batch) {
     submission_.batch = &batch;
     submission_.rows[static_cast<size_t>(Rows::tokens)] = static_cast<uint32_t>(batch.tokens.size());
     submission_.rows[static_cast<size_t>(Rows::outputs)] = static_cast<uint32_t>(batch.output_rows.size());
     for (uint32_t r = 0; r < batch.runs.size(); ++r) {
         std::fill_n(run_of_row_.begin() + batch.runs[r].first_row, batch.runs[r].length, r);
     }
-    if (program_.logits != kNone) values_[program_.logits] = batch.logits;
+    if (program_.logits == kNone) return;
+    values_[program_.logits] = batch.logits;
+    if (batch.selections.empty()) return;
+    if (!logits_) {
+        const uint64_t bytes = uint64_t{max_outputs_} * logit_width(program_) * sizeof(float);
+        logits_ = allocate_heap(ledger_, bytes, Storage::shared, "cpu/logits");
+    }
+    values_[program_.logits] = reinterpret_cast<float*>(logits_->host());
+}
+
+void CpuPlan::choose(const Batch& batch) noexcept {
+    const size_t width = logit_width(program_), stride = candidate_stride(batch.selections);
+    for (size_t row = 0; row < batch.selections.size(); ++row) {
+        select_candidates({values_[program_.logits] + row * width, width}, batch.selections[row],
+                          {batch.candidates + row * stride, stride});
+    }
 }
 
 void CpuPlan::run(ThreadPool& pool, const Batch& batch) {
-    check_batch(batch, {max_tokens_, max_outputs_, vocabulary_, program_.groups});
+    check_batch(batch,
+                {max_tokens_, max_outputs_, vocabulary_, logit_width(program_), program_.groups});
     bind(batch);
     StopWatch watch(pool, batch.interrupted);
     struct Context {
@@ -107,6 +126,7 @@ void CpuPlan::run(ThreadPool& pool, const Batch& batch) {
         },
         &context);
     watch.rethrow();
+    choose(batch);
 }
 
 bool CpuPlan::fill_ropes(Worker& worker) const noexcept {

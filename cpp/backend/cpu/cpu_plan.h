@@ -23,6 +23,7 @@ class CpuPlan final : public Plan {
     // RequestError for a batch that the plan cannot serve, before anything runs; Interrupted, or what `interrupted`
     // threw.
     void run(ThreadPool& pool, const Batch& batch);
+    Precision precision() const noexcept override { return precision_; }
 
   private:
     struct PlannedStep {
@@ -33,14 +34,16 @@ class CpuPlan final : public Plan {
 
     void add_steps(Preparation& preparation);
     void place_values(Preparation& preparation);
-    void place_scratch(const Preparation& preparation, const std::shared_ptr<HeapLedger>& ledger);
-    void bind(const Batch& batch) noexcept;
+    void place_scratch(const Preparation& preparation);
+    void bind(const Batch& batch);
+    void choose(const Batch& batch) noexcept;
     void walk(Worker& worker) const noexcept;
     bool fill_ropes(Worker& worker) const noexcept;
 
     const Program& program_;
     const uint32_t max_tokens_, max_outputs_;
     uint32_t vocabulary_ = 0;
+    Precision precision_ = Precision::float32;
     EventRing* const events_;
     std::vector<PlannedStep> steps_;
     std::vector<std::unique_ptr<float[]>> converted_;
@@ -48,6 +51,8 @@ class CpuPlan final : public Plan {
     std::vector<RopeRows> ropes_;
     std::vector<uint32_t> run_of_row_;
     std::shared_ptr<Heap> memory_;  // rope rows, shared scratch, then each thread's own
+    const std::shared_ptr<HeapLedger> ledger_;
+    std::shared_ptr<Heap> logits_;  // of batches that want candidates; null before the first
     std::byte* scratch_ = nullptr;
     size_t scratch_bytes_ = 0;  // of one thread
     Submission submission_;

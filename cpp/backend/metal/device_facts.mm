@@ -43,6 +43,7 @@ DeviceInfo describe(id<MTLDevice> device) {
     info.half_arithmetic = family > 0;
     if (__builtin_available(macOS 14.0, *)) info.bfloat16_arithmetic = family >= 6;
     info.matrix_units = family >= 7;
+    info.selects_candidates = true;  // the logits need not be read back
     info.threads = 1;
     info.memory_bytes = [device recommendedMaxWorkingSetSize];
     info.max_buffer_bytes = [device maxBufferLength];

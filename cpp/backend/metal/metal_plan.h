@@ -3,12 +3,14 @@
 #include <array>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "backend/backend.h"
 #include "backend/metal/completion.h"
 #include "backend/metal/ops/operation.h"
+#include "backend/metal/ops/sampling.h"
 #include "backend/metal/plan_memory.h"
 #include "backend/metal/step_clock.h"
 #include "backend/metal/tickets.h"
@@ -26,6 +28,7 @@ class MetalPlan final : public Plan {
     // Waits for its submissions.
     ~MetalPlan() override;
 
+    Precision precision() const noexcept override { return precision_; }
     const Context& context() const noexcept { return memory_.context(); }
 
     // Encodes and commits. With as many in flight as there are slots it waits for the oldest first. Throws RequestError
@@ -53,8 +56,9 @@ class MetalPlan final : public Plan {
         std::unique_ptr<StepClock> clock;
         uint32_t timed_parts = 0;
         // What the caller wants done in the end.
-        float* logits_to = nullptr;
-        uint64_t logits_bytes = 0;
+        const void* results = nullptr;  // logits or candidates
+        void* results_to = nullptr;
+        uint64_t result_bytes = 0;
         uint32_t rows = 0, outputs = 0;
         std::function<bool()> interrupted;
     };
@@ -67,6 +71,8 @@ class MetalPlan final : public Plan {
     void make_room(Slot& slot, const Batch& batch);
     bool start_clock(Slot& slot);
     void encode(Slot& slot, const Submission& submission);
+    void encode_selection(Encoder& encoder, id<MTLComputeCommandEncoder> into, const Submission& submission,
+                          bool labelled) const;
     void encode_step(const PlannedStep& step, Encoder& encoder, id<MTLComputeCommandEncoder> into,
                      const Submission& submission, bool labelled) const;
     void lend(const Batch& batch, Ticket ticket);
@@ -79,12 +85,14 @@ class MetalPlan final : public Plan {
     const Program& program_;
     const uint32_t max_tokens_, max_outputs_;
     uint32_t vocabulary_ = 0;
+    Precision precision_ = Precision::float32;
     EventRing* const events_;
     std::vector<PlannedStep> steps_;
+    std::optional<TopK> top_;
     uint32_t steps_per_part_ = 1;  // of an encoder when steps are timed
     bool timed_ = false;           // the device can time them
     std::string scope_;            // of the whole
-    Ref<NSString*> label_;
+    Ref<NSString*> label_, top_label_;
     std::vector<uint64_t> page_bytes_;      // by cache group
     std::vector<std::string> page_scopes_;  // by cache group: who uses its pages first
     uint64_t used_bytes_ = 0;               // by a submission, about

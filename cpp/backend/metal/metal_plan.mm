@@ -29,6 +29,10 @@ uint64_t aligned(uint64_t bytes) {
     return (bytes + 15) / 16 * 16;
 }
 
+uint64_t candidate_bytes(const Batch& batch) {
+    return batch.selections.size() * candidate_stride(batch.selections) * sizeof(Candidate);
+}
+
 // What the scopes of all steps begin with, as models open them.
 std::string common_scope(const Program& program) {
     std::string first = program.steps.empty() ? std::string() : program.scopes.path(program.steps[0].scope);
@@ -47,7 +51,8 @@ MetalPlan::MetalPlan(const CompileInputs& inputs, std::shared_ptr<Context> conte
       max_outputs_(inputs.max_outputs),
       events_(inputs.events),
       scope_(common_scope(program_)),
-      label_(to_ns_string(scope_)) {
+      label_(to_ns_string(scope_)),
+      top_label_(to_ns_string(scope_ + "/candidates")) {
     const AutoreleasePool pool;
     Preparation preparation(inputs, memory_);
     preparation.check_program();
@@ -58,6 +63,8 @@ MetalPlan::MetalPlan(const CompileInputs& inputs, std::shared_ptr<Context> conte
     memory_.borrow(arena->bind(inputs.arena.offset, inputs.arena.bytes), scope_ + " (activations)");
     add_steps(preparation);
     preparation.check_values();
+    if (const uint32_t width = logit_width(program_)) top_.emplace(width, max_outputs_, preparation);
+    precision_ = preparation.precision;
     memory_.allocate_scratch();
     memory_.context().shaders().save();
     vocabulary_ = preparation.vocabulary;
@@ -71,7 +78,7 @@ MetalPlan::MetalPlan(const CompileInputs& inputs, std::shared_ptr<Context> conte
 }
 
 uint64_t MetalPlan::logit_row_bytes() const noexcept {
-    return program_.logits == kNone ? 0 : program_.values[program_.logits].width * sizeof(float);
+    return uint64_t{logit_width(program_)} * sizeof(float);
 }
 
 MetalPlan::~MetalPlan() {
@@ -119,8 +126,8 @@ void MetalPlan::make_room(Slot& slot, const Batch& batch) {
     const uint64_t needed =
         aligned(batch.tokens.size() * sizeof(int32_t)) + aligned(batch.tokens.size() * sizeof(RowParams)) +
         aligned(batch.runs.size() * sizeof(RunParams)) + aligned(batch.runs.size() * groups * sizeof(TableParams)) +
-        aligned(pages * sizeof(uint64_t)) + aligned(batch.output_rows.size() * sizeof(uint32_t)) + 6 * 16 +
-        memory_.batch_bytes();
+        aligned(pages * sizeof(uint64_t)) + aligned(batch.output_rows.size() * sizeof(uint32_t)) +
+        aligned(candidate_bytes(batch)) + TopK::batch_bytes(batch.selections) + 7 * 16 + memory_.batch_bytes();
     const std::shared_ptr<Context> context = memory_.context().shared_from_this();
     if (!slot.memory || slot.memory->bytes() < needed) {
         slot.memory.reset();
@@ -158,8 +165,16 @@ Submission MetalPlan::fill(Slot& slot, const Batch& batch, BatchMemory& memory) 
     submission.output_rows = memory.take(batch.output_rows.size_bytes(), &host);
     if (!batch.output_rows.empty()) std::memcpy(host, batch.output_rows.data(), batch.output_rows.size_bytes());
 
-    slot.logits_to = batch.logits;
-    slot.logits_bytes = batch.output_rows.size() * logit_row_bytes();
+    if (batch.selections.empty()) {
+        slot.results = slot.logits->host();
+        slot.results_to = batch.logits;
+        slot.result_bytes = batch.output_rows.size() * logit_row_bytes();
+    } else {
+        submission.candidates = memory.take(candidate_bytes(batch), &host);
+        slot.results = host;
+        slot.results_to = batch.candidates;
+        slot.result_bytes = candidate_bytes(batch);
+    }
     slot.rows = submission.count(Rows::tokens);
     slot.outputs = submission.count(Rows::outputs);
     slot.interrupted = batch.interrupted;
@@ -200,6 +215,14 @@ void MetalPlan::encode_step(const PlannedStep& step, Encoder& encoder, id<MTLCom
     if (labelled) [into popDebugGroup];
 }
 
+void MetalPlan::encode_selection(Encoder& encoder, id<MTLComputeCommandEncoder> into, const Submission& submission,
+                                 bool labelled) const {
+    if (submission.batch->selections.empty()) return;
+    if (labelled) [into pushDebugGroup:top_label_.get()];
+    top_->encode(encoder, *submission.memory, memory_.logits(), submission.batch->selections, submission.candidates);
+    if (labelled) [into popDebugGroup];
+}
+
 void MetalPlan::encode(Slot& slot, const Submission& submission) {
     Context::Commands commands(memory_.context(), label_.get(), Context::Commands::Lifetimes::kept_by_caller);
     const Substitution substitution{memory_.logits().buffer, slot.logits->bind(0, 0).buffer};
@@ -215,6 +238,7 @@ void MetalPlan::encode(Slot& slot, const Submission& submission) {
         }
         encode_step(steps_[i], encoder, into, submission, labelled);
     }
+    encode_selection(encoder, into, submission, labelled);
     slot.number = commands.commit(slot.completion);
 }
 
@@ -234,7 +258,8 @@ void MetalPlan::lend(const Batch& batch, Ticket ticket) {
 }
 
 Ticket MetalPlan::submit(const Batch& batch) {
-    check_batch(batch, {max_tokens_, max_outputs_, vocabulary_, program_.groups});
+    check_batch(batch,
+                {max_tokens_, max_outputs_, vocabulary_, logit_width(program_), program_.groups});
     const std::lock_guard lock(mutex_);
     Slot& slot = acquire();
     make_room(slot, batch);
@@ -302,7 +327,7 @@ std::exception_ptr MetalPlan::collect(Slot& slot) {
     std::exception_ptr failed = memory_.context().judge(outcome, scope_, used_bytes_);
     const std::string fault = memory_.context().ledger().settle(ticket);
     if (!fault.empty()) failed = std::make_exception_ptr(DeviceError(fault, scope_, "freed in flight"));
-    if (!failed && slot.logits_bytes) std::memcpy(slot.logits_to, slot.logits->host(), slot.logits_bytes);
+    if (!failed && slot.result_bytes) std::memcpy(slot.results_to, slot.results, slot.result_bytes);
     if (!failed && events_ && events_->enabled()) record(slot, outcome);
     return failed;
 }

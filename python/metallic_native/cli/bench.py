@@ -168,6 +168,7 @@ def _values(model: Model, facts: ModelFacts, results: list[_Result]) -> dict[str
         "model_n_params": facts.parameters,
         "device": model.device,
         "kv_type": model.kv_type,
+        "precision": model.precision,
         "tests": [
             {
                 "test": result.test,

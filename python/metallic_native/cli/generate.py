@@ -138,6 +138,8 @@ class _Run:
         """Everything, for JSON."""
         values = {
             "model": str(self.model.path),
+            "device": self.model.device["backend"],
+            "precision": self.model.precision,
             "prompt": self.prompt,
             "text": "".join(chunk.text for chunk in self.chunks),
             "token_ids": [chunk.token_id for chunk in self.chunks if chunk.token_id is not None],

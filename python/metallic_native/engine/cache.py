@@ -13,6 +13,7 @@ from ..errors import Error, RequestError
 __all__ = ["CachedTokens"]
 
 _LAST, _ALL = 1, 2
+_NO_LOGITS = np.empty((0, 0), np.float32)
 
 
 class CachedTokens:
@@ -84,25 +85,44 @@ class CachedTokens:
         self, ids: Sequence[int], planned: int, all_positions: bool = False, holder: int | None = None
     ) -> npt.NDArray[np.float32]:
         """Append tokens; the logits after the last of them, float32 [1, vocabulary], or after each, [n, vocabulary]."""
+        logits = np.empty((len(ids) if all_positions else 1, self._open().vocabulary), np.float32)
+        self._append(ids, planned, holder, _ALL if all_positions else _LAST, logits)
+        return logits
+
+    def choose(
+        self, ids: Sequence[int], planned: int, selection: _native.Selection, holder: int | None = None
+    ) -> _native.Selection:
+        """Append tokens; the selection, with the candidates for the token after the last of them."""
+        self._append(ids, planned, holder, _LAST, _NO_LOGITS, selection)
+        return selection
+
+    def _append(
+        self,
+        ids: Sequence[int],
+        planned: int,
+        holder: int | None,
+        mode: int,
+        logits: npt.NDArray[np.float32],
+        selection: _native.Selection | None = None,
+    ) -> None:
         native = self._open()
         if holder is not None and holder != self._holder:
             raise RequestError("another generation has taken over the cache of this one")
         if not self.tokens:
             self._extended = self._needs_extended(planned)
-        logits = np.empty((len(ids) if all_positions else 1, native.vocabulary), np.float32)
         before = self._sequence.length
         try:
             native.forward(
                 [self._sequence],
                 [np.asarray(ids, np.int32)],
-                [_ALL if all_positions else _LAST],
+                [mode],
                 [self._extended],
                 logits,
+                [selection],
             )
         finally:
             # After an interruption the sequence has the tokens of the submissions that completed.
             self.tokens.extend(ids[: self._sequence.length - before])
-        return logits
 
     def _needs_extended(self, planned: int) -> bool:
         return self._original_context > 0 and planned > self._original_context

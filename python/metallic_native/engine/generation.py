@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from .. import _native
 from ..errors import RequestError
 from ..sampling import SampledToken, SamplerChain
 from ..text import StopMatcher, StreamingDetokenizer, Tokenizer
@@ -19,7 +20,10 @@ __all__ = ["Chunk", "FinishReason", "Generation", "GenerationStats", "StopRule",
 FinishReason = Literal["stop", "length", "context"]
 """Why a generation ended: an end-of-generation token or a stop condition; ``max_tokens``; the context is full."""
 
-Forward = Callable[[Sequence[int]], npt.NDArray[np.float32]]
+Output = npt.NDArray[np.float32] | _native.Selection
+"""What a pass gives for the next token: logits [vocabulary], or the candidates that a selection asked for."""
+
+Forward = Callable[[Sequence[int]], Output]
 
 
 @dataclass
@@ -105,7 +109,7 @@ class StopRule:
 
 
 @dataclass
-class _Output:
+class _Text:
     """The text side of a generation."""
 
     detokenizer: StreamingDetokenizer
@@ -119,10 +123,14 @@ class _Output:
         return (text, True) if stopped else (text + self.matcher.flush(), False)
 
 
+def _draw(chain: SamplerChain, output: Output) -> SampledToken:
+    return chain.sample_selected(output) if isinstance(output, _native.Selection) else chain.sample(output)
+
+
 def generate_chunks(
     *,
     prompt: Sequence[int],
-    first_logits: npt.NDArray[np.float32],
+    first: Output,
     forward: Forward,
     tokenizer: Tokenizer,
     chain: SamplerChain,
@@ -132,17 +140,17 @@ def generate_chunks(
     stats: GenerationStats,
     started: float,
 ) -> Iterator[Chunk]:
-    """Draw tokens from ``first_logits`` on. ``forward`` appends tokens to the sequence and gives the next logits.
+    """Draw tokens from the output ``first`` on. ``forward`` appends tokens to the sequence and gives the next output.
 
     ``room`` is how many tokens the context has left behind the prompt; ``started`` the time that ``stats`` count from.
     """
-    output = _Output(StreamingDetokenizer(tokenizer, previous=prompt), StopMatcher(rule.texts))
-    logits = first_logits
+    written = _Text(StreamingDetokenizer(tokenizer, previous=prompt), StopMatcher(rule.texts))
+    output = first
     decoding_since = time.perf_counter()
     limit = min(max_tokens, room + 1)  # the last token need not be computed, so it needs no room
     reason: FinishReason = "length" if max_tokens <= room + 1 else "context"
     for count in range(limit):
-        drawn: SampledToken = chain.sample(logits)
+        drawn = _draw(chain, output)
         now = time.perf_counter()
         if count == 0:
             stats.first_token_seconds = now - started
@@ -152,12 +160,12 @@ def generate_chunks(
         chain.accept(drawn.id)
         stats.completion_tokens += 1
         stats.decode_seconds = now - decoding_since
-        text, stopped = output.push(drawn.id)
+        text, stopped = written.push(drawn.id)
         if stopped:
             yield Chunk(text, drawn.id, drawn.logprob, drawn.top, "stop")
             return
         yield Chunk(text, drawn.id, drawn.logprob, drawn.top)
         if count + 1 < limit:
-            logits = forward([drawn.id])
-    rest, stopped = output.finish()
+            output = forward([drawn.id])
+    rest, stopped = written.finish()
     yield Chunk(rest, finish_reason="stop" if stopped else reason)

@@ -127,7 +127,14 @@ def load(
     for rule in placement.unmatched:
         log.warning("the placement rule %s concerns no tensor of this model", rule)
     log.info("weights: %s", placement.summary())
-    log.info("loaded %s (%s, %d blocks) on %s", path, config.architecture, config.block_count, native.device["name"])
+    log.info(
+        "loaded %s (%s, %d blocks) on %s, computing in %s",
+        path,
+        config.architecture,
+        config.block_count,
+        native.device["name"],
+        native.precision,
+    )
     return Model(
         native=native,
         path=Path(path),

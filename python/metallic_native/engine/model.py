@@ -20,7 +20,7 @@ from ..loading import ModelConfig
 from ..sampling import SamplerChain, Sampling
 from ..text import ChatTemplate, Tokenizer
 from .cache import CachedTokens
-from .generation import Chunk, Generation, GenerationStats, StopRule, generate_chunks
+from .generation import Chunk, Generation, GenerationStats, Output, StopRule, generate_chunks
 from .memory import MemoryEvent, MemoryReport
 from .placement import Placement
 
@@ -51,6 +51,7 @@ class Model:
         kv_type: str,
     ) -> None:
         self._native: _native.Model | None = native
+        self._selects = bool(native.device["selects_candidates"])
         self._lock = threading.Lock()
         self._caches: weakref.WeakSet[CachedTokens] = weakref.WeakSet()
         self.path = path
@@ -72,6 +73,11 @@ class Model:
     def device(self) -> dict[str, Any]:
         """Facts about the device that the model runs on."""
         return self.native.device
+
+    @property
+    def precision(self) -> str:
+        """What matrix products round their operands to: what was asked for, or what ``"auto"`` came to."""
+        return self.native.precision
 
     @property
     def vocabulary_size(self) -> int:
@@ -215,12 +221,20 @@ class Model:
             stats.prompt_tokens = len(ids)
             stats.cached_tokens = cache.keep_prefix(ids, planned)
             chain.accept_prompt(ids)
-            logits = cache.extend(ids[stats.cached_tokens :], planned, holder=holder)
+
+            def forward(tokens: Sequence[int]) -> Output:
+                selection = chain.select() if self._selects else None
+                if selection is not None:
+                    return cache.choose(tokens, planned, selection, holder)
+                logits: npt.NDArray[np.float32] = cache.extend(tokens, planned, holder=holder)[0]
+                return logits
+
+            first = forward(ids[stats.cached_tokens :])
             stats.prompt_seconds = time.perf_counter() - started
             yield from generate_chunks(
                 prompt=ids,
-                first_logits=logits[0],
-                forward=lambda tokens: cache.extend(tokens, planned, holder=holder)[0],
+                first=first,
+                forward=forward,
                 tokenizer=self.tokenizer,
                 chain=chain,
                 rule=rule,

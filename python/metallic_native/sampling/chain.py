@@ -115,6 +115,24 @@ class SamplerChain:
         )
         return SampledToken(token, logprob, top)
 
+    def select(self, mask: NDArray[Any] | None = None) -> _native.Selection | None:
+        """What a forward pass must choose from the next logits for :meth:`sample_selected`, with bias and penalties of
+        the history as it is now; None when :meth:`sample` and all logits are needed.
+
+        That is so unless the sampling is greedy, or ``top_k`` of 1 to 256 comes before every other stage that removes
+        tokens; and with processors or log-probabilities always.
+        """
+        if self._sampling.processors:
+            return None
+        return self._sampler.select(self._checked_mask(mask))
+
+    def sample_selected(self, selection: _native.Selection) -> SampledToken:
+        """The token that :meth:`sample` would choose from the logits that the candidates were chosen from.
+
+        Raises as :meth:`sample` does.
+        """
+        return SampledToken(self._sampler.sample_selected(selection), None, ())
+
     def distribution(
         self, logits: NDArray[np.floating[Any]], mask: NDArray[Any] | None = None
     ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:

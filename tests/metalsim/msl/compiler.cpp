@@ -176,6 +176,19 @@ std::vector<std::string> language_flags(bool lenient) {
     return flags;
 }
 
+// What MSL's compiler may assume of floats ("Options for Math Modes" of the Metal Shading Language Specification).
+std::vector<std::string> math_flags(Math math) {
+    switch (math) {
+        case Math::safe:
+            return {};
+        case Math::relaxed:  // infinities and NaNs are honoured
+            return {"-ffast-math", "-fhonor-infinities", "-fhonor-nans"};
+        case Math::fast:
+            return {"-ffast-math"};
+    }
+    return {};
+}
+
 constexpr const char* kTrace = "-fsanitize-coverage=func,trace-loads,trace-stores";
 
 // For every access to be seen, with its own size: no vectorisers. (-fno-builtin keeps loops and stores from becoming
@@ -256,6 +269,7 @@ std::string errors_of(const std::string& messages) {
 Outcome compile_once(const std::string& text, const Options& options, bool lenient, const Scratch& scratch) {
     write_file(scratch / "source.cpp", text);
     std::vector<std::string> flags = with({find_clang()}, language_flags(lenient));
+    flags = with(flags, math_flags(options.math));
     if (options.checked) flags = with(flags, {"-DMETALSIM_CHECKED", "-g1", "-fno-builtin", kTrace});
     // Before optimisation, so that what is seen in it is what was written.
     flags = with(flags, {"-S", "-emit-llvm", "-Xclang", "-disable-llvm-passes", "-o", scratch / "source.ll",
@@ -278,10 +292,7 @@ std::string preprocess(std::string_view source, const Options& options) {
                                       "-D__METAL__=1",
                                       "-Wno-everything",
                                       "-fno-caret-diagnostics"};
-    // Unless the caller says otherwise: the language version of macOS 14, and no fast-math builtins.
-    bool version = false;
-    for (const std::string& d : options.defines) version = version || d.starts_with("__METAL_VERSION__=");
-    if (!version) flags.emplace_back("-D__METAL_VERSION__=310");
+    flags.push_back("-D__METAL_VERSION__=" + std::to_string(options.version));
     for (const std::string& d : options.defines) flags.push_back("-D" + d);
     for (const fs::path& p : options.include_folders) flags.push_back("-I" + fs::absolute(p).string());
     flags = with(flags, include_flags());
@@ -298,11 +309,12 @@ std::string preprocess(std::string_view source, const Options& options) {
 
 fs::path build(std::string_view preprocessed, const Options& options) {
     const std::string text =
-        "#include \"metalsim/stdlib.h\"\n# 1 \"program_source\"\n" + translate(preprocessed, false);
+        "#include \"metalsim/stdlib.h\"\n# 1 \"program_source\"\n" + translate(preprocessed, options.version, false);
     Hash hash;
     hash.add(environment_hash());
     hash.add(options.checked ? "checked" : "host");
     hash.add(text);
+    for (const std::string& flag : math_flags(options.math)) hash.add(flag);
     const fs::path cache = cache_folder(options);
     const fs::path library = cache / (hash.str() + ".so");
     if (fs::exists(library)) return library;
@@ -311,7 +323,7 @@ fs::path build(std::string_view preprocessed, const Options& options) {
     Outcome outcome = compile_once(text, options, false, scratch);
     if (!outcome.ok && only_members(outcome.messages)) {
         const std::string lenient =
-            "#include \"metalsim/stdlib.h\"\n# 1 \"program_source\"\n" + translate(preprocessed, true);
+            "#include \"metalsim/stdlib.h\"\n# 1 \"program_source\"\n" + translate(preprocessed, options.version, true);
         outcome = compile_once(lenient, options, true, scratch);
     }
     if (!outcome.ok) throw CompileError(errors_of(outcome.messages));

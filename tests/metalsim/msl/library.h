@@ -51,9 +51,13 @@ class CompileError : public std::runtime_error {
     using std::runtime_error::runtime_error;
 };
 
+enum class Math : uint8_t { safe, relaxed, fast };
+
 struct Options {
-    bool checked = false;                                // every load and store calls the executor's checks
-    std::vector<std::string> defines;                    // NAME or NAME=VALUE
+    uint32_t version = 310;            // of the language, as __METAL_VERSION__ says it: 100 * major + 10 * minor
+    Math math = Math::safe;            // what the compiler may assume of floats
+    bool checked = false;              // every load and store calls the executor's checks
+    std::vector<std::string> defines;  // NAME or NAME=VALUE
     std::vector<std::filesystem::path> include_folders;  // for #include "..."
     // Of compiled libraries, by content. Empty: METALSIM_CACHE, the build's folder, or the system's temporary one.
     std::filesystem::path cache;

@@ -3,13 +3,15 @@
 #include <filesystem>
 #include <fstream>
 #include <iterator>
+#include <stdexcept>
 #include <string>
 
 #include "msl/compiler.h"
 #include "msl/library.h"
 #include "msl/translate.h"
 
-// Compiles a file as metalsim does and says what is wrong with it. --list: its kernels; --translate: what clang sees.
+// Compiles a file as metalsim does and says what is wrong with it. -std=metal3.2: the language's version; --list: its
+// kernels; --translate: what clang sees.
 
 namespace {
 
@@ -33,6 +35,15 @@ void list(const Library& library) {
         std::printf("constant %u: %s %s%s\n", c.index, c.type.c_str(), c.name.c_str(), c.required ? "" : ", optional");
 }
 
+// Of "metal3.1".
+uint32_t version_of(const std::string& name) {
+    unsigned major = 0, minor = 0;
+    int end = 0;
+    if (std::sscanf(name.c_str(), "metal%1u.%1u%n", &major, &minor, &end) != 2 || name.c_str()[end] != '\0')
+        throw std::runtime_error("no version of the language: " + name);
+    return 100 * major + 10 * minor;
+}
+
 int run(int count, char** arguments) {
     metalsim::msl::Options options;
     std::filesystem::path file;
@@ -48,6 +59,8 @@ int run(int count, char** arguments) {
             options.include_folders.emplace_back(a.substr(2));
         else if (a.starts_with("-D"))
             options.defines.push_back(a.substr(2));
+        else if (a.starts_with("-std="))
+            options.version = version_of(a.substr(5));
         else if (a == "--checked")
             options.checked = true;
         else if (a == "--list")
@@ -58,7 +71,9 @@ int run(int count, char** arguments) {
             file = a;
     }
     if (file.empty()) {
-        std::fprintf(stderr, "usage: mslc file.metal [-I folder] [-D NAME=VALUE] [--checked] [--list | --translate]\n");
+        std::fprintf(
+            stderr,
+            "usage: mslc file.metal [-std=metalX.Y] [-I folder] [-D NAME=VALUE] [--checked] [--list | --translate]\n");
         return 2;
     }
     std::ifstream stream(file, std::ios::binary);
@@ -70,7 +85,8 @@ int run(int count, char** arguments) {
     options.include_folders.push_back(std::filesystem::absolute(file).parent_path());
     const std::string text = "#line 1 \"" + file.string() + "\"\n" + source;
     if (translated) {
-        std::printf("%s", metalsim::msl::translate(metalsim::msl::preprocess(text, options), false).c_str());
+        std::printf("%s",
+                    metalsim::msl::translate(metalsim::msl::preprocess(text, options), options.version, false).c_str());
         return 0;
     }
     const auto library = metalsim::msl::compile(text, options);

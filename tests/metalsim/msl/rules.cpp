@@ -1,4 +1,5 @@
 #include <unordered_map>
+#include <unordered_set>
 
 #include "msl/translate.h"
 
@@ -25,9 +26,15 @@ const std::unordered_map<std::string_view, std::string_view> kForbidden = {
     {"co_yield", "coroutines are not supported in Metal"},
 };
 
+// What came with Metal 3.1.
+const std::unordered_set<std::string_view> kBfloat = {
+    "bfloat",         "bfloat2",        "bfloat3",        "bfloat4",
+    "packed_bfloat2", "packed_bfloat3", "packed_bfloat4", "simdgroup_bfloat8x8"};
+
 class Rules {
   public:
-    Rules(const Tokens& tokens, const Structure& structure) : t_(tokens), s_(structure) {}
+    Rules(const Tokens& tokens, const Structure& structure, uint32_t version)
+        : t_(tokens), s_(structure), version_(version) {}
 
     void run() {
         for (size_t i = 0; i + 1 < t_.size(); ++i) {
@@ -48,6 +55,8 @@ class Rules {
         if ((t_.is(i, "vertex") || t_.is(i, "fragment")) && t_[i + 1].identifier() && i > 0 &&
             (t_.is(i - 1, ";") || t_.is(i - 1, "}")))
             fail(t_, i, "only compute kernels are supported here, not graphics functions");
+        if (version_ < 310 && kBfloat.contains(t_[i].text))
+            fail(t_, i, "'" + std::string(t_[i].text) + "' is not supported before Metal 3.1");
         if (t_.is(i, "main") && t_.is(i + 1, "(")) fail(t_, i, "a Metal function cannot be called 'main'");
     }
 
@@ -60,7 +69,7 @@ class Rules {
                                before.is(">") || before.is("}") || before.is("operator") ||
                                before.kind == TokenKind::string;
         const auto close = static_cast<size_t>(t_[i].match);
-        if (!subscript && (t_.is(close + 1, "(") || t_.is(close + 1, "{")))
+        if (version_ < 320 && !subscript && (t_.is(close + 1, "(") || t_.is(close + 1, "{")))
             fail(t_, i, "lambda expressions are not supported before Metal 3.2");
     }
 
@@ -159,12 +168,13 @@ class Rules {
 
     const Tokens& t_;
     const Structure& s_;
+    const uint32_t version_;
 };
 
 }  // namespace
 
-void check_rules(const Tokens& tokens, const Structure& structure) {
-    Rules(tokens, structure).run();
+void check_rules(const Tokens& tokens, const Structure& structure, uint32_t version) {
+    Rules(tokens, structure, version).run();
 }
 
 }  // namespace metalsim::msl

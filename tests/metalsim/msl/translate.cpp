@@ -109,11 +109,11 @@ std::string without_unrolling(std::string_view text) {
 
 }  // namespace
 
-std::string translate(std::string_view preprocessed, bool lenient) {
+std::string translate(std::string_view preprocessed, uint32_t version, bool lenient) {
     const std::string source = without_unrolling(preprocessed);
     Tokens tokens(source);
     const Structure structure = read_structure(tokens);
-    check_rules(tokens, structure);
+    check_rules(tokens, structure, version);
     rewrite_casts(tokens, structure);
     const Constants constants = rewrite_constants(tokens, structure);
     rewrite_classes(tokens, structure, lenient);

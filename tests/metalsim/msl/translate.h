@@ -13,13 +13,14 @@
 namespace metalsim::msl {
 
 // C++ whose lines are those of the source, with an entry for each kernel and a table of all. Throws CompileError.
+// `version` of the language: see Options.
 // `lenient`: for a compilation where members may be called in any address space; see compiler.h.
-std::string translate(std::string_view preprocessed, bool lenient);
+std::string translate(std::string_view preprocessed, uint32_t version, bool lenient);
 
 // ---- its parts, in their order ----
 
-// Refuses words and forms that MSL does not have.
-void check_rules(const Tokens& tokens, const Structure& structure);
+// Refuses words and forms that this version of MSL does not have.
+void check_rules(const Tokens& tokens, const Structure& structure, uint32_t version);
 
 // Literals of half and bfloat, and conversions to types that may be vectors: T(a, b), (T)a, static_cast<T>(a).
 void rewrite_casts(Tokens& tokens, const Structure& structure);

@@ -40,22 +40,7 @@ bool check_range(EncoderState& encoder, BufferState& buffer, NSUInteger offset, 
 namespace metalsim {
 
 id<MTLBlitCommandEncoder> make_blit_encoder(id<MTLCommandBuffer> buffer, MTLBlitPassDescriptor* pass) {
-    auto& commands = state<CommandBufferState>(buffer);
-    std::vector<SampleStep> samples;
-    for (NSUInteger i = 0; pass != nil && i < 4; ++i) {
-        MTLBlitPassSampleBufferAttachmentDescriptor* at = [[pass sampleBufferAttachments] objectAtIndexedSubscript:i];
-        if ([at sampleBuffer] == nil) continue;
-        samples.push_back({state<SampleBufferState>([at sampleBuffer]).samples, [at startOfEncoderSampleIndex],
-                           [at endOfEncoderSampleIndex]});
-    }
-    const auto index = open_encoder(commands, true, samples);
-    if (!index) return nil;
-    MetalsimBlitEncoder* encoder = [[MetalsimBlitEncoder alloc] init];
-    auto& made = attach<EncoderState>(encoder);
-    made.buffer = Ref<id<MTLCommandBuffer>>(buffer);
-    made.commands = &commands;
-    made.index = *index;
-    return [encoder autorelease];
+    return make_encoder<MetalsimBlitEncoder, EncoderState>(buffer, true, samples_of(pass));
 }
 
 }  // namespace metalsim

@@ -179,23 +179,8 @@ namespace metalsim {
 
 id<MTLComputeCommandEncoder> make_compute_encoder(id<MTLCommandBuffer> buffer, MTLDispatchType type,
                                                   MTLComputePassDescriptor* pass) {
-    auto& commands = state<CommandBufferState>(buffer);
-    std::vector<SampleStep> samples;
-    for (NSUInteger i = 0; pass != nil && i < 4; ++i) {
-        MTLComputePassSampleBufferAttachmentDescriptor* at =
-            [[pass sampleBufferAttachments] objectAtIndexedSubscript:i];
-        if ([at sampleBuffer] == nil) continue;
-        samples.push_back({state<SampleBufferState>([at sampleBuffer]).samples, [at startOfEncoderSampleIndex],
-                           [at endOfEncoderSampleIndex]});
-    }
-    const auto index = open_encoder(commands, type == MTLDispatchTypeSerial, samples);
-    if (!index) return nil;
-    MetalsimComputeEncoder* encoder = [[MetalsimComputeEncoder alloc] init];
-    auto& made = attach<ComputeEncoderState>(encoder);
-    made.buffer = Ref<id<MTLCommandBuffer>>(buffer);
-    made.commands = &commands;
-    made.index = *index;
-    return [encoder autorelease];
+    return make_encoder<MetalsimComputeEncoder, ComputeEncoderState>(buffer, type == MTLDispatchTypeSerial,
+                                                                     samples_of(pass));
 }
 
 }  // namespace metalsim

@@ -55,7 +55,6 @@ struct PassDescriptor {
 
 struct CompileOptions {
     Ref<NSDictionary*> macros;
-    BOOL fast_math = YES;
     MTLMathMode math = MTLMathModeFast;
     MTLMathFloatingPointFunctions functions = MTLMathFloatingPointFunctionsFast;
     MTLLanguageVersion version = MTLLanguageVersion3_2;
@@ -232,8 +231,13 @@ METALSIM_PASS(MTLBlitPassSampleBufferAttachmentDescriptorArray)
 @implementation MTLCompileOptions
 METALSIM_COPYABLE(CompileOptions)
 METALSIM_COPIED(CompileOptions, NSDictionary*, preprocessorMacros, setPreprocessorMacros, macros)
-METALSIM_VALUE(CompileOptions, BOOL, fastMathEnabled, setFastMathEnabled, fast_math)
 METALSIM_VALUE(CompileOptions, MTLMathMode, mathMode, setMathMode, math)
+- (BOOL)fastMathEnabled {  // the older name of a part of mathMode
+    return self.mathMode == MTLMathModeFast;
+}
+- (void)setFastMathEnabled:(BOOL)enabled {
+    self.mathMode = enabled ? MTLMathModeFast : MTLMathModeSafe;
+}
 METALSIM_VALUE(CompileOptions, MTLMathFloatingPointFunctions, mathFloatingPointFunctions, setMathFloatingPointFunctions,
                functions)
 METALSIM_VALUE(CompileOptions, MTLLanguageVersion, languageVersion, setLanguageVersion, version)

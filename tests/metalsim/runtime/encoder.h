@@ -48,6 +48,34 @@ struct ComputeEncoderState : EncoderState {
     std::array<uint32_t, kMetalsimThreadgroupArguments> lengths{};
 };
 
+// What an encoder of this pass samples at its bounds.
+template <typename PassDescriptor>
+std::vector<SampleStep> samples_of(PassDescriptor* pass) {
+    constexpr NSUInteger kAttachments = 4;
+    std::vector<SampleStep> samples;
+    for (NSUInteger i = 0; pass != nil && i < kAttachments; ++i) {
+        const auto at = [[pass sampleBufferAttachments] objectAtIndexedSubscript:i];
+        if ([at sampleBuffer] == nil) continue;
+        samples.push_back({state<SampleBufferState>([at sampleBuffer]).samples, [at startOfEncoderSampleIndex],
+                           [at endOfEncoderSampleIndex]});
+    }
+    return samples;
+}
+
+// A new encoder object `T` with state `State` in the command buffer; nil, reported, where none can be opened.
+template <typename T, typename State>
+T* make_encoder(id<MTLCommandBuffer> buffer, bool serial, const std::vector<SampleStep>& samples) {
+    auto& commands = state<CommandBufferState>(buffer);
+    const auto index = open_encoder(commands, serial, samples);
+    if (!index) return nil;
+    T* const encoder = [[T alloc] init];
+    auto& made = attach<State>(encoder);
+    made.buffer = Ref<id<MTLCommandBuffer>>(buffer);
+    made.commands = &commands;
+    made.index = *index;
+    return [encoder autorelease];
+}
+
 }  // namespace metalsim
 
 #define METALSIM_ENCODER(T)                                                                                            \

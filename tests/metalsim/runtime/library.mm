@@ -29,8 +29,37 @@ std::string hash_of(std::string_view text) {
     return hex;
 }
 
-metalsim::msl::Options options_of(MTLCompileOptions* from, metalsim::Mode mode) {
+// A version of the language as __METAL_VERSION__ says it; 0: there is none.
+uint32_t version_of(MTLLanguageVersion version) {
+    constexpr uint32_t kLastMinor[] = {0, 2, 4, 2, 0};  // by major
+    const NSUInteger major = version >> 16, minor = version & 0xffff;
+    if (major < 1 || major >= std::size(kLastMinor) || minor > kLastMinor[major]) return 0;
+    return static_cast<uint32_t>(100 * major + 10 * minor);
+}
+
+// Throws CompileError for what is no option.
+metalsim::msl::Options options_of(MTLCompileOptions* given, metalsim::Mode mode) {
+    using metalsim::msl::Math;
+    MTLCompileOptions* const from = given != nil ? given : [[[MTLCompileOptions alloc] init] autorelease];
     metalsim::msl::Options options;
+    options.version = version_of([from languageVersion]);
+    if (options.version == 0) {
+        throw metalsim::msl::CompileError("languageVersion: there is no version " +
+                                          std::to_string([from languageVersion]) + " of the language");
+    }
+    switch ([from mathMode]) {
+        case MTLMathModeSafe:
+            options.math = Math::safe;
+            break;
+        case MTLMathModeRelaxed:
+            options.math = Math::relaxed;
+            break;
+        case MTLMathModeFast:
+            options.math = Math::fast;
+            break;
+        default:
+            throw metalsim::msl::CompileError("mathMode: there is no mode " + std::to_string([from mathMode]));
+    }
     options.checked = mode == metalsim::Mode::checked;
     for (NSString* name in [from preprocessorMacros]) {
         NSObject* value = [[from preprocessorMacros] objectForKey:name];
@@ -40,10 +69,12 @@ metalsim::msl::Options options_of(MTLCompileOptions* from, metalsim::Mode mode) 
     return options;
 }
 
-std::shared_ptr<const metalsim::msl::Library> compile(std::string_view source, const metalsim::msl::Options& options,
+std::shared_ptr<const metalsim::msl::Library> compile(std::string_view source, MTLCompileOptions* how,
+                                                      metalsim::Mode mode, metalsim::msl::Options* options,
                                                       std::string* log) {
     try {
-        return metalsim::msl::compile(source, options);
+        *options = options_of(how, mode);
+        return metalsim::msl::compile(source, *options);
     } catch (const std::exception& failure) {
         *log = failure.what();
     }
@@ -65,9 +96,9 @@ id<MTLLibrary> make_library(id<MTLDevice> device, NSString* source, MTLCompileOp
         return nil;
     }
     const Mode made_in = mode();
-    const msl::Options how = options_of(options, made_in);
+    msl::Options how;
     std::string log;
-    auto code = compile(text_of(source), how, &log);
+    auto code = compile(text_of(source), options, made_in, &how, &log);
     if (code == nullptr) {
         set_error(error, make_error(MTLLibraryErrorDomain, MTLLibraryErrorCompileFailure, log));
         return nil;
@@ -75,6 +106,7 @@ id<MTLLibrary> make_library(id<MTLDevice> device, NSString* source, MTLCompileOp
     count(counters().libraries_compiled);
     std::string everything(text_of(source));
     for (const std::string& define : how.defines) everything += '\0' + define;
+    everything += '\0' + std::to_string(how.version) + '\0' + std::to_string(static_cast<int>(how.math));
     MetalsimLibrary* library = [[MetalsimLibrary alloc] init];
     auto& made = attach<LibraryState>(library);
     made.device = device;

@@ -159,6 +159,33 @@ TEST(MslRules, IncludesAndDefines) {
     std::filesystem::remove_all(folder);
 }
 
+msl::Options of_version(uint32_t version) {
+    msl::Options options;
+    options.version = version;
+    return options;
+}
+
+TEST(MslRules, VersionsAreTold) {
+    for (const uint32_t version : {110u, 240u, 300u, 310u, 320u, 400u}) {
+        const std::string value = std::to_string(version);
+        EXPECT_EQ(error_of("static_assert(__METAL_VERSION__ == " + value + ", \"\");", of_version(version)), "");
+        EXPECT_EQ(error_of("#if __METAL_VERSION__ < " + value + "\n#error\n#endif", of_version(version)), "");
+    }
+}
+
+TEST(MslRules, WhatAVersionDoesNotHaveIsRefused) {
+    const std::string brain = "kernel void k(device float* x) { bfloat y = bfloat(x[0]); x[0] = float(y); }";
+    const std::string vector = "kernel void k(device bfloat4* x) { x[0] = x[1]; }";
+    for (const std::string& source : {brain, vector}) {
+        EXPECT_EQ(error_of(source, of_version(310)), "");
+        EXPECT_NE(error_of(source, of_version(300)).find("is not supported before Metal 3.1"), std::string::npos);
+        EXPECT_EQ(error_of("#if __METAL_VERSION__ >= 310\n" + source + "\n#endif", of_version(300)), "");
+    }
+    const std::string lambda = "kernel void k(device int* x) { auto f = [](int y) { return y + 1; }; x[0] = f(1); }";
+    EXPECT_EQ(error_of(lambda, of_version(320)), "");
+    EXPECT_NE(error_of(lambda, of_version(310)).find("before Metal 3.2"), std::string::npos);
+}
+
 // Several compilations of one source at once leave one library and a usable result each.
 TEST(MslRules, ConcurrentCompilations) {
     msl::Options options;

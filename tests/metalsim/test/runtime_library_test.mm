@@ -1,5 +1,6 @@
 #include <unistd.h>
 
+#include <cmath>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
@@ -82,6 +83,65 @@ TEST_F(Library, MacrosAreDefined) {
                         "kernel void f(device TYPE* x [[buffer(0)]]) { x[0] = COUNT; }";
     id<MTLLibrary> made = own([device newLibraryWithSource:source options:options error:&error]);
     EXPECT_TRUE(made != nil) << text([error localizedDescription]);
+}
+
+TEST_F(Library, OptionsSayTheLanguage) {
+    const auto made = [&](MTLLanguageVersion version, NSString* source) {
+        MTLCompileOptions* options = [[MTLCompileOptions new] autorelease];
+        options.languageVersion = version;
+        NSError* error = nil;
+        id<MTLLibrary> library = own([device newLibraryWithSource:source options:options error:&error]);
+        return library != nil ? std::string() : text([error localizedDescription]);
+    };
+    NSString* const old = @"#if __METAL_VERSION__ != 240\n#error another\n#endif\n"
+                           "kernel void f(device float* x [[buffer(0)]]) { x[0] = 1; }";
+    EXPECT_EQ(made(MTLLanguageVersion2_4, old), "");
+    EXPECT_NE(made(MTLLanguageVersion3_0, old).find("another"), std::string::npos);
+    NSString* const brain = @"kernel void f(device bfloat* x [[buffer(0)]]) { x[0] = bfloat(1); }";
+    EXPECT_EQ(made(MTLLanguageVersion3_1, brain), "");
+    EXPECT_NE(made(MTLLanguageVersion3_0, brain).find("before Metal 3.1"), std::string::npos);
+    for (const NSUInteger none : {0ul, (2ul << 16) + 5, (3ul << 16) + 3, (5ul << 16)}) {
+        EXPECT_NE(made(static_cast<MTLLanguageVersion>(none), brain).find("no version"), std::string::npos);
+    }
+}
+
+// Safe mode does what is written: under fast math a compiler may cancel the sum, or take it that nothing is a NaN.
+TEST_F(Library, MathModesAreHonoured) {
+    NSString* const source = @"#include <metal_stdlib>\nusing namespace metal;\n"
+                              "kernel void f(device float* x [[buffer(0)]]) {\n"
+                              "    x[0] = (x[0] + x[1]) - x[1];\n"
+                              "    x[2] = x[3] != x[3] ? 1.0f : 2.0f;\n"
+                              "}";
+    const auto run = [&](MTLCompileOptions* options) {
+        NSError* error = nil;
+        id<MTLLibrary> made = own([device newLibraryWithSource:source options:options error:&error]);
+        if (made == nil) return std::pair(-1.0f, -1.0f);
+        id<MTLComputePipelineState> state =
+            own([device newComputePipelineStateWithFunction:own([made newFunctionWithName:@"f"]) error:&error]);
+        id<MTLBuffer> values = buffer(16);
+        floats(values)[0] = 1, floats(values)[1] = 1e9f, floats(values)[2] = 0, floats(values)[3] = NAN;
+        id<MTLCommandBuffer> commands = [queue commandBuffer];
+        id<MTLComputeCommandEncoder> encoder = [commands computeCommandEncoder];
+        [encoder setComputePipelineState:state];
+        [encoder setBuffer:values offset:0 atIndex:0];
+        [encoder dispatchThreads:MTLSizeMake(1, 1, 1) threadsPerThreadgroup:MTLSizeMake(1, 1, 1)];
+        [encoder endEncoding];
+        finish(commands);
+        expect_completed(commands);
+        return std::pair(floats(values)[0], floats(values)[2]);
+    };
+    MTLCompileOptions* options = [[MTLCompileOptions new] autorelease];
+    EXPECT_EQ([options mathMode], MTLMathModeFast);
+    EXPECT_EQ(run(options), std::pair(1.0f, 2.0f));
+    EXPECT_EQ(run(nil), std::pair(1.0f, 2.0f));
+    options.mathMode = MTLMathModeRelaxed;
+    EXPECT_FALSE([options fastMathEnabled]);
+    EXPECT_EQ(run(options), std::pair(1.0f, 1.0f));
+    options.fastMathEnabled = NO;
+    EXPECT_EQ([options mathMode], MTLMathModeSafe);
+    EXPECT_EQ(run(options), std::pair(0.0f, 1.0f));
+    options.mathMode = static_cast<MTLMathMode>(3);
+    EXPECT_EQ(run(options), std::pair(-1.0f, -1.0f)) << "no such mode";
 }
 
 TEST_F(Library, MayBeMadeInTheBackground) {

@@ -20,6 +20,7 @@ struct Submission {
     Binding table_params;           // TableParams [runs * groups]
     Binding pages;                  // Page []
     Binding output_rows;            // uint32 [outputs]
+    Binding candidates;             // Candidate [outputs, candidate_stride], where the batch wants them
 
     uint32_t count(Rows which) const noexcept { return rows[static_cast<size_t>(which)]; }
 };

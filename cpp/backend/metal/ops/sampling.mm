@@ -2,12 +2,9 @@
 
 #include <algorithm>
 #include <bit>
-#include <cmath>
 #include <cstring>
-#include <string>
 
 #include "backend/metal/ops/grid.h"
-#include "core/error.h"
 #include "params.h"
 
 namespace metallic::metal {
@@ -62,24 +59,6 @@ uint64_t count_mask_words(std::span<const Selection> selections) noexcept {
     return count;
 }
 
-void check_edits(std::span<const LogitEdit> edits, uint32_t vocabulary) {
-    int32_t previous = 0;
-    for (const LogitEdit& edit : edits) {
-        const std::string of = " of the logit edit of token " + std::to_string(edit.token);
-        if (edit.token < 0 || static_cast<uint32_t>(edit.token) >= vocabulary) {
-            throw RequestError("a logit edit of token " + std::to_string(edit.token) + ": ids run from 0 to " +
-                               std::to_string(vocabulary - 1));
-        }
-        if (edit.token < previous) throw RequestError("logit edits must be in ascending order of tokens");
-        if (!std::isfinite(edit.bias)) throw RequestError("the bias" + of + " is not finite");
-        if (!std::isfinite(edit.repetition) || edit.repetition <= 0) {
-            throw RequestError("the repetition penalty" + of + " is not positive and finite");
-        }
-        if (!std::isfinite(edit.less)) throw RequestError("the penalty" + of + " is not finite");
-        previous = edit.token;
-    }
-}
-
 }  // namespace
 
 // Rows that go through the rounds together.
@@ -114,30 +93,6 @@ TopK::Rounds TopK::rounds(const char* kernel, Preparation& p) const {
         rounds.last = pipeline(false, true);
     }
     return rounds;
-}
-
-void TopK::check(std::span<const Selection> selections) const {
-    for (const Selection& selection : selections) {
-        if (selection.k < 1 || selection.k > kMostCandidates) {
-            throw RequestError(std::to_string(selection.k) + " candidates of a row; 1 to " +
-                               std::to_string(kMostCandidates) + " can be chosen");
-        }
-        if (!selection.mask.empty() && selection.mask.size() < ceil_div(vocabulary_, 32)) {
-            throw RequestError("the token mask has " + std::to_string(selection.mask.size()) +
-                               " words of 32 bits, but " + std::to_string(vocabulary_) + " tokens need " +
-                               std::to_string(ceil_div(vocabulary_, 32)));
-        }
-        check_edits(selection.edits, vocabulary_);
-    }
-    if (count_edits(selections) > UINT32_MAX || count_mask_words(selections) > UINT32_MAX) {
-        throw RequestError("too many logit edits or token masks for one batch");
-    }
-}
-
-uint32_t TopK::stride(std::span<const Selection> selections) noexcept {
-    uint32_t most = 0;
-    for (const Selection& selection : selections) most = std::max(most, selection.k);
-    return most;
 }
 
 uint64_t TopK::batch_bytes(std::span<const Selection> selections) noexcept {
@@ -186,7 +141,7 @@ void TopK::encode(Encoder& encoder, BatchMemory& memory, const Binding& logits, 
                     selection.mask.size_bytes());
         mask_word += static_cast<uint32_t>(selection.mask.size());
     }
-    const uint32_t most = stride(selections), rows = static_cast<uint32_t>(selections.size());
+    const uint32_t most = candidate_stride(selections), rows = static_cast<uint32_t>(selections.size());
     for (uint32_t first = 0; first < rows; first += slab_rows_) {
         Slab slab;
         slab.rows = std::min(slab_rows_, rows - first);
