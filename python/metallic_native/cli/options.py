@@ -51,8 +51,8 @@ def check_kv_type(text: str) -> str:
     from ..errors import RequestError
 
     try:
-        return _native.check_kv_types(text)
-    except (RequestError, UnicodeEncodeError) as error:
+        return _native.check_kv_types(text if text.isascii() else "")
+    except RequestError as error:
         raise typer.BadParameter(str(error)) from None
 
 

@@ -82,8 +82,8 @@ def load(
     """
     if not isinstance(device, str):
         raise RequestError(f"device must be a str, not {device!r}")
-    if not isinstance(kv_type, str):
-        raise RequestError(f"kv_type must be a str, not {kv_type!r}")
+    if not isinstance(kv_type, str) or not kv_type.isascii():
+        raise RequestError("kv_type must be a str such as f16, q8_0 or k=q8_0,v=q4_0")
     kv_type = _native.check_kv_types(kv_type)
     if not isinstance(weights, str):
         raise RequestError(f"weights must be a str, not {weights!r}")
