@@ -5,8 +5,8 @@
 
 #include "backend/kv_layout.h"
 
-// Rows of a page on the host, one at a time: for tests, and for work on pages that need not be fast. Backends have
-// kernels that give the same bits.
+// Rows of a page on the host, one at a time: for tests, and for work on pages that need not be fast. The CPU's kernels
+// give the same bits; Metal's may round the other way at the border of two quants.
 namespace metallic {
 
 // The transform of rotated rows, in place: its own inverse. Every aligned run of 32, 16, 8, 4 or 2 elements that lies

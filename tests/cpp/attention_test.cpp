@@ -10,7 +10,7 @@ namespace {
 using namespace testing;
 
 constexpr DType kDTypes[] = {DType::F32, DType::F16, DType::BF16, DType::Q8_0, DType::Q4_0};
-constexpr uint32_t kHeadSizes[] = {64, 128, 80, 20, 33, 1, 256, 96, 192, 512, 16, 47};
+constexpr uint32_t kHeadSizes[] = {64, 128, 80, 20, 33, 1, 256, 96, 192, 512, 16, 47, 1056};
 
 Problem random_problem(std::mt19937& random, int i) {
     const auto upto = [&random](uint32_t n) { return static_cast<uint32_t>(random() % n); };

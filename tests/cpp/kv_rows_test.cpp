@@ -16,7 +16,7 @@ namespace metallic::testing {
 namespace {
 
 constexpr DType kTypes[] = {DType::F32, DType::F16, DType::BF16, DType::Q8_0, DType::Q4_0};
-constexpr uint32_t kHeadSizes[] = {1, 2, 3, 16, 20, 32, 47, 64, 80, 96, 128, 192, 256, 1000};
+constexpr uint32_t kHeadSizes[] = {1, 2, 3, 16, 20, 32, 47, 64, 80, 96, 128, 192, 256, 1000, 1056};
 
 std::vector<float> random_row(std::mt19937& random, uint32_t n, float deviation = 1.0f) {
     std::normal_distribution<float> normal(0.0f, deviation);
@@ -31,6 +31,13 @@ std::vector<float> through(const KvLayout& layout, KvSide side, const std::vecto
     std::vector<float> out(x.size());
     read_kv_row(layout, side, row.data(), out.data());
     return out;
+}
+
+TEST(KvRows, FourBitsAreRotatedUpToWhatBackendsHold) {
+    for (const DType dtype : kTypes) {
+        EXPECT_EQ(KvRows::of({0, 1, kMostRotatedHead, 1}, dtype).rotated, dtype == DType::Q4_0);
+        EXPECT_FALSE(KvRows::of({0, 1, kMostRotatedHead + 1, 1}, dtype).rotated);
+    }
 }
 
 TEST(KvRows, LayoutsAreDenseAndOrdered) {

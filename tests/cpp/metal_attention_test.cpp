@@ -162,11 +162,13 @@ INSTANTIATE_TEST_SUITE_P(HeadSizes, MetalAttention,
 // Beyond what matrices and staging in threadgroup memory can hold.
 TEST(MetalAttentionSteps, HugeHeads) {
     const Checks unchecked(false);
-    for (const uint32_t head_size : {1026u, 2048u, 8200u}) {
-        Shape shape;
-        shape.heads = 2, shape.kv_heads = 1, shape.head_size = head_size;
-        expect_attention(shape, {{{0, some_tokens(5, 1)}}, {{0, some_tokens(1, 2)}, {1, some_tokens(2, 3)}}},
-                         on_metal(DType::F16, 8, 2));
+    for (const uint32_t head_size : {1000u, 1026u, 2048u, 8200u}) {
+        for (const KvPair kv : {KvPair(DType::F16), KvPair(DType::Q4_0)}) {  // 4 bits are rotated up to 1024
+            Shape shape;
+            shape.heads = 2, shape.kv_heads = 1, shape.head_size = head_size;
+            expect_attention(shape, {{{0, some_tokens(5, 1)}}, {{0, some_tokens(1, 2)}, {1, some_tokens(2, 3)}}},
+                             on_metal(kv, 8, 2));
+        }
     }
 }
 

@@ -105,9 +105,10 @@ inline std::vector<double> hadamard(const std::vector<double>& x) {
     return out;
 }
 
-// One head through Q4_0 blocks behind that transform.
+// One head through Q4_0 blocks, behind that transform unless it is too large.
 inline std::vector<double> rotated_to_four_bits(const std::vector<double>& head) {
-    std::vector<double> x = hadamard(head);
+    const bool rotated = head.size() <= kMostRotatedHead;
+    std::vector<double> x = rotated ? hadamard(head) : head;
     for (size_t first = 0; first < x.size(); first += kBlock) {
         const size_t end = std::min(first + kBlock, x.size());
         double extreme = 0;
@@ -118,7 +119,7 @@ inline std::vector<double> rotated_to_four_bits(const std::vector<double>& head)
             x[i] = scale != 0 ? std::clamp(std::nearbyint(x[i] / scale), -8.0, 7.0) * kept : 0;
         }
     }
-    return hadamard(x);
+    return rotated ? hadamard(x) : x;
 }
 
 // Keys or values of some heads, as a cache of this type keeps them.
