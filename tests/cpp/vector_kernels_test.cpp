@@ -327,7 +327,8 @@ TEST_P(VectorKernelsOf, StoresQ8Blocks) {
 // Rows of all types, of odd values too, against the definition.
 TEST_P(VectorKernelsOf, StoresWhatHostRowsAre) {
     std::mt19937 random(19);
-    for (const uint32_t n : {1u, 2u, 3u, 16u, 20u, 31u, 32u, 33u, 40u, 64u, 80u, 96u, 127u, 128u, 192u, 256u, 500u, 1056u}) {
+    for (const uint32_t n :
+         {1u, 2u, 3u, 16u, 20u, 31u, 32u, 33u, 40u, 64u, 80u, 96u, 127u, 128u, 192u, 256u, 500u, 1056u}) {
         for (const DType dtype : {DType::F32, DType::F16, DType::BF16, DType::Q8_0, DType::Q4_0}) {
             const KvLayout layout = KvLayout::of({0, 1, n, 1}, dtype);
             for (const float deviation : {1.0f, 1e-6f, 3e-44f, 1e6f, 1e37f, kNan, kInf}) {
