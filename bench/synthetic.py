@@ -128,8 +128,8 @@ def _write_vocabulary(writer: gguf.GGUFWriter, size: int) -> None:
     writer.add_add_bos_token(False)
 
 
-def write_model(path: Path, shape: Shape, file_type: str, seed: int = 0) -> None:
-    """Write the model, tensor by tensor."""
+def write_model(path: Path, shape: Shape, file_type: str, seed: int = 0, *, hollow: bool = False) -> None:
+    """Write the model, tensor by tensor. A ``hollow`` one is all zeros, in a file that takes no room on the disk."""
     rng = np.random.default_rng(seed)
     writer = gguf.GGUFWriter(path, shape.architecture)
     writer.add_name(f"synthetic {path.stem}")
@@ -149,15 +149,24 @@ def write_model(path: Path, shape: Shape, file_type: str, seed: int = 0) -> None
 
     def matrix(name: str, role: str, rows: int, cols: int, block: int = 0) -> None:
         dtype = _weight_type(file_type, role, block, shape.blocks, cols)
-        data = random_blocks(dtype, rows, cols, rng)
-        writer.add_tensor(name, data, raw_dtype=None if dtype in (Type.F16, Type.F32) else dtype)
+        raw_dtype = None if dtype in (Type.F16, Type.F32) else dtype
+        if hollow:
+            elements, size = gguf.GGML_QUANT_SIZES[dtype]
+            width = cols // elements * size if raw_dtype else cols
+            kind = np.dtype(np.uint8) if raw_dtype else np.dtype(np.float16 if dtype == Type.F16 else np.float32)
+            writer.add_tensor_info(name, (rows, width), kind, rows * width * kind.itemsize, raw_dtype)
+        else:
+            writer.add_tensor(name, random_blocks(dtype, rows, cols, rng), raw_dtype=raw_dtype)
 
     def vector(name: str, length: int, value: float) -> None:
-        writer.add_tensor(name, (value + rng.normal(0, 0.05, length)).astype(np.float32))
+        if hollow:
+            writer.add_tensor_info(name, (length,), np.dtype(np.float32), 4 * length)
+        else:
+            writer.add_tensor(name, (value + rng.normal(0, 0.05, length)).astype(np.float32))
 
     matrix("token_embd.weight", "embedding", shape.vocabulary, shape.width)
     vector("output_norm.weight", shape.width, 1.0)
-    if shape.rope_scaled:
+    if shape.rope_scaled and not hollow:
         writer.add_tensor("rope_freqs.weight", _llama3_factors(shape))
     q_rows, kv_rows = shape.heads * shape.head_size, shape.kv_heads * shape.head_size
     for i in range(shape.blocks):
@@ -174,8 +183,16 @@ def write_model(path: Path, shape: Shape, file_type: str, seed: int = 0) -> None
         matrix(prefix + "ffn_down.weight", "down", shape.width, shape.inner, i)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
+    if hollow:
+        writer.write_ti_data_to_file()
+        sizes = [tensor.nbytes for tensors in writer.tensors for tensor in tensors.values()]
+    else:
+        writer.write_tensors_to_file()
     writer.close()
+    if hollow:
+        align = writer.data_alignment
+        with open(path, "r+b") as file:
+            file.truncate(sum(-(-size // align) * align for size in (path.stat().st_size, *sizes)))
 
 
 def _llama3_factors(shape: Shape) -> np.ndarray:

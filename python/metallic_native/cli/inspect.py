@@ -9,15 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from ..errors import ModelFormatError, UnsupportedModelError
+from ..errors import ModelFormatError, RequestError, UnsupportedModelError
 from .console import console, decimal_size
 from .failures import CommandError, ExitCode
 from .loaded import open_file
-from .model_facts import MemoryEstimate, ModelFacts, estimate_memory
-from .options import KvType
+from .model_facts import MemoryEstimate, ModelFacts, estimate_memory, predict_placement
+from .options import Device, GpuLayersOption, KvType, WeightsOption, one_of, parse_size
 
 if TYPE_CHECKING:
     from .. import _native
+    from ..engine import Placement
+    from ..engine.placement import BlockPlacement
 
 __all__ = ["inspect"]
 
@@ -42,6 +44,13 @@ def inspect(
     ] = None,
     kv_type: KvType = "f16",
     batch_tokens: Annotated[int, typer.Option(min=1, max=65536, help="Most tokens computed at a time.")] = 512,
+    device: Annotated[str, typer.Option(help="auto, cpu or metal.", metavar="NAME", parser=one_of(Device))] = "auto",
+    memory: Annotated[
+        int | None,
+        typer.Option(metavar="SIZE", parser=parse_size, help="The budget that automatic placement keeps, e.g. 2GB."),
+    ] = None,
+    weights: WeightsOption = "mapped",
+    gpu_layers: GpuLayersOption = None,
     tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -52,8 +61,12 @@ def inspect(
     metadata = file.metadata
     facts = ModelFacts.of(file, metadata)
     config, estimate, refused = _plan(file, metadata, context, kv_type, batch_tokens)
+    placement = None
+    if estimate is not None:
+        placement = _place(file, metadata, context, kv_type, batch_tokens, device, memory, weights, gpu_layers)
     if as_json:
-        console.json(_values(path, file, metadata, facts, config, estimate, refused, tensors))
+        values = _values(path, file, metadata, facts, config, estimate, refused, tensors)
+        console.json({**values, "placement": None if placement is None else asdict(placement)})
         return
     console.line(f"{path}: GGUF {file.version}, {len(file.paths)} file(s), {len(file.tensors)} tensors")
     console.line(
@@ -63,8 +76,9 @@ def inspect(
     if config is not None:
         _section("Configuration", ["", ""], [[key, _text(value)] for key, value in config.items() if value is not None])
     _show_tensors(file, facts, tensors)
-    if estimate is not None:
-        _show_estimate(estimate)
+    if estimate is not None and placement is not None:
+        _show_estimate(estimate, placement)
+        _show_placement(placement)
     else:
         console.line(f"\nThis model does not run: {refused}")
 
@@ -87,6 +101,37 @@ def _plan(
         return values, None, str(error)
 
 
+def _place(
+    file: _native.GgufModelFile,
+    metadata: Mapping[str, object],
+    context: int | None,
+    kv_type: str,
+    batch_tokens: int,
+    device: str,
+    memory: int | None,
+    weights: str,
+    gpu_layers: int | None,
+) -> Placement:
+    from ..engine.loader import chosen_device, placement_context
+    from ..loading import ModelConfig
+
+    config = ModelConfig.from_metadata(metadata)
+    try:
+        return predict_placement(
+            file,
+            config,
+            device=chosen_device(device),
+            weights=weights,
+            gpu_layers=gpu_layers,
+            context=placement_context(config, context),
+            kv_type=kv_type,
+            batch_tokens=batch_tokens,
+            memory=memory,
+        )
+    except RequestError as error:
+        raise CommandError(str(error), ExitCode.USAGE) from error
+
+
 def _section(title: str, headings: list[str], rows: list[list[str]], right: tuple[int, ...] = ()) -> None:
     console.line(f"\n{title}")
     console.table(headings, rows, right)
@@ -103,8 +148,39 @@ def _show_tensors(file: _native.GgufModelFile, facts: ModelFacts, each: bool) ->
         _section("Tensors", ["name", "type", "shape", "size"], listed, right=(3,))
 
 
-def _show_estimate(estimate: MemoryEstimate) -> None:
-    rows = [["weights", decimal_size(estimate.weights), "mapped from the file"]]
+def _show_placement(placement: Placement) -> None:
+    """A row for each run of blocks that are alike."""
+    rows: list[list[str]] = []
+    for block in placement.blocks:
+        alike = block.block is not None and rows and rows[-1][1:] == _placed(block) and rows[-1][0] != "others"
+        if alike:
+            first = rows[-1][0].split()[1]
+            rows[-1][0] = f"blocks {first} to {block.block}"
+        else:
+            rows.append(["others" if block.block is None else f"block {block.block}", *_placed(block)])
+    title = f"Placement, keys and values of {placement.context} tokens"
+    _section(title, ["", "weights", "size of each", "kv of each"], rows, right=(2, 3))
+    for stage in placement.stages:
+        console.line(f"{stage.device}: {stage.blocks}")
+    if placement.automatic:
+        budget, reserved = decimal_size(placement.budget), decimal_size(placement.reserved)
+        console.line(f"chosen for a budget of {budget}, {reserved} of it reserved")
+    for rule in placement.unmatched:
+        console.note(f"the placement rule {rule} concerns no tensor of this model")
+
+
+def _placed(block: BlockPlacement) -> list[str]:
+    places = " and ".join(block.weights) or block.place
+    return [places, decimal_size(sum(block.weights.values())), decimal_size(block.kv)]
+
+
+def _show_estimate(estimate: MemoryEstimate, placement: Placement) -> None:
+    where = {"mapped": "mapped from the file", "cpu": "mapped from the file, for the CPU"}
+    places = ", ".join(
+        where.get(place, place) if len(placement.weights) == 1 else f"{decimal_size(size)} {place}"
+        for place, size in placement.weights.items()
+    )
+    rows = [["weights", decimal_size(estimate.weights), places]]
     for group in estimate.groups:
         kind = f"window of {group.window} tokens" if group.window else "all tokens"
         note = f"{kind}: {group.pages} pages of {estimate.page_tokens} tokens, {decimal_size(group.page_bytes)} each"

@@ -54,6 +54,7 @@ def load_model(options: LoadOptions, quiet: bool = False) -> Model:
             batch_tokens=options.batch_tokens,
             memory_budget=options.memory,
             weights=options.weights,
+            gpu_layers=options.gpu_layers,
             precision=options.precision,
         )
     except Error as error:
@@ -70,7 +71,10 @@ def memory_line(report: MemoryReport) -> str:
 
     parts = []
     for tag, use in report.tags.items():
-        mapped = " mapped" if tag == "weights" and report.mapped_bytes else ""
+        mapped = ""
+        if tag == "weights" and report.mapped_bytes:
+            some = report.mapped_bytes < use.current
+            mapped = f" ({decimal_size(report.mapped_bytes)} mapped)" if some else " mapped"
         if use.peak:
             parts.append(f"{tag} {decimal_size(use.peak)}{mapped}")
     return ", ".join(parts)

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .. import _native
+    from ..engine import Placement
 
-__all__ = ["FILE_TYPES", "MemoryEstimate", "ModelFacts", "estimate_memory"]
+__all__ = ["FILE_TYPES", "MemoryEstimate", "ModelFacts", "estimate_memory", "predict_placement"]
 
 # general.file_type; the numbers are llama.cpp's enum llama_ftype.
 FILE_TYPES = {
@@ -134,6 +135,37 @@ def estimate_memory(
         weights=sum(tensor.nbytes for tensor in file.tensors),
         activations=activations,
         groups=tuple(CacheEstimate(window, size, peak_pages(context, window, batch, page)) for window, size in groups),
+    )
+
+
+def predict_placement(
+    file: _native.GgufModelFile,
+    config: Any,
+    *,
+    device: str,
+    weights: str,
+    gpu_layers: int | None,
+    context: int,
+    kv_type: str,
+    batch_tokens: int,
+    memory: int | None,
+) -> Placement:
+    """Where the weights of the model would be. Raises RequestError for a device that does not exist."""
+    from .. import _native
+    from ..engine.loader import trace_program
+    from ..engine.placement import Placement
+
+    return Placement.of(
+        _native.predict_placement(
+            trace_program(file, config),
+            device=device,
+            weights=weights,
+            gpu_layers=gpu_layers,
+            context=context,
+            kv_type=kv_type.upper(),
+            batch_tokens=min(batch_tokens, context),
+            memory_budget=memory or 0,
+        )
     )
 
 

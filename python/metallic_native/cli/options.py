@@ -13,10 +13,18 @@ import typer
 if TYPE_CHECKING:
     from ..sampling import Sampling
 
-__all__ = ["KvType", "LoadOptions", "SamplingOptions", "one_of", "parse_size", "with_groups"]
+__all__ = [
+    "GpuLayersOption",
+    "KvType",
+    "LoadOptions",
+    "SamplingOptions",
+    "WeightsOption",
+    "one_of",
+    "parse_size",
+    "with_groups",
+]
 
 Device = Literal["auto", "cpu", "metal"]
-Placement = Literal["mapped", "private"]
 Precision = Literal["auto", "float32", "float16", "bfloat16", "int8"]
 
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
@@ -45,15 +53,29 @@ def one_of(choices: Any) -> Callable[[str], str]:
     return check
 
 
-def check_kv_type(text: str) -> str:
-    """The types of keys and values in their shortest form."""
-    from .. import _native
+def _read_by(check: Callable[[str], Any], text: str) -> Any:
+    """What a check of the core makes of a text; its complaint as one of the command line."""
     from ..errors import RequestError
 
     try:
-        return _native.check_kv_types(text if text.isascii() else "")
+        return check(text.encode(errors="replace").decode())
     except RequestError as error:
-        raise typer.BadParameter(str(error)) from None
+        raise typer.BadParameter(str(error)) from error
+
+
+def check_kv_type(text: str) -> str:
+    """The types of keys and values in their shortest form."""
+    from .. import _native
+
+    return str(_read_by(_native.check_kv_types, text))
+
+
+def placement_rules(text: str) -> str:
+    """A check that rules of placement can be read."""
+    from .. import _native
+
+    _read_by(_native.check_placement_rules, text)
+    return text
 
 
 KvType = Annotated[
@@ -62,6 +84,25 @@ KvType = Annotated[
         help="Cached keys and values: f16, bf16, f32, q8_0 or q4_0; apart as in k=q8_0,v=q4_0 or f16,window:q8_0.",
         metavar="TYPE",
         parser=check_kv_type,
+    ),
+]
+WeightsOption = Annotated[
+    str,
+    typer.Option(
+        help="Where weights are: mapped (in the file), private, shared, cpu, auto, or rules such as "
+        "private,blk.0-3=cpu; the last that matches wins.",
+        metavar="RULES",
+        parser=placement_rules,
+    ),
+]
+GpuLayersOption = Annotated[
+    int | None,
+    typer.Option(
+        "--gpu-layers",
+        min=0,
+        max=2**31 - 1,
+        metavar="N",
+        help="The last N layers on the device, the others on the CPU; the output is the last one.",
     ),
 ]
 
@@ -96,14 +137,8 @@ class LoadOptions:
             help="Most memory for keys, values and activations, e.g. 2GB [default: no limit].",
         ),
     ] = None
-    weights: Annotated[
-        str,
-        typer.Option(
-            help="Weights stay in the mapped file, or are copied to memory of the device alone (private).",
-            metavar="PLACE",
-            parser=one_of(Placement),
-        ),
-    ] = "mapped"
+    weights: WeightsOption = "mapped"
+    gpu_layers: GpuLayersOption = None
     precision: Annotated[
         str,
         typer.Option(

@@ -4,6 +4,7 @@ from .generation import Chunk, Generation, GenerationStats
 from .loader import load, load_tokenizer
 from .memory import MemoryEvent, MemoryReport, TagUse
 from .model import Model
+from .placement import Placement
 from .session import Session
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "MemoryEvent",
     "MemoryReport",
     "Model",
+    "Placement",
     "Session",
     "TagUse",
     "load",

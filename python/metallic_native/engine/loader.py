@@ -18,7 +18,7 @@ from ..text import ChatTemplate, Tokenizer
 from .model import Model
 from .placement import Placement
 
-__all__ = ["load", "load_tokenizer", "placement_context", "trace_program"]
+__all__ = ["chosen_device", "load", "load_tokenizer", "placement_context", "trace_program"]
 
 log = logging.getLogger(__name__)
 
@@ -68,11 +68,14 @@ def load(
     the last that matches wins; see ``docs/placement.md``. ``"auto"`` gives the device as many layers as its memory, or
     the budget, holds together with keys and values of ``context_length`` tokens (of 8192 where none is stated).
     ``gpu_layers`` puts that many layers on the device and the others on the host, as llama.cpp's ``--n-gpu-layers``
-    does: the last ones, of which the output is one. What was decided is in ``Model.placement``. ``precision`` is what matrix products may round their operands to; sums are
-    float32 always. ``"float32"`` rounds nothing, on any device. ``"int8"`` (CPU) rounds activations to 8 bits in blocks
-    where the weights are quantised, ``"float16"`` and ``"bfloat16"`` (Metal, where the GPU has the arithmetic) round
-    both operands when many tokens are computed. ``"auto"`` is float32 on Metal; on the CPU it is float32 for models
-    whose matrices take at most 32 MiB, else int8.
+    does: the last ones, of which the output is one. What was decided is in ``Model.placement``.
+
+    ``precision`` is what matrix products may round their operands to; sums are float32 always. ``"float32"`` rounds
+    nothing, on any device. ``"int8"`` (CPU) rounds activations to 8 bits in blocks where the weights are quantised,
+    ``"float16"`` and ``"bfloat16"`` (Metal, where the GPU has the arithmetic) round both operands when many tokens are
+    computed; layers on the host are then computed in float32. ``"auto"`` is float32 on Metal; on the CPU it is float32
+    for models whose matrices take at most 32 MiB, else int8.
+
     Where the budget is short, sequences give their pages up to others; ``eviction`` says whether they wait in host
     memory meanwhile (``"save"``) or are computed again (``"recompute"``). ``"auto"`` computes them again on devices
     where that gives the same bits, as the CPU does.
@@ -98,8 +101,7 @@ def load(
     _check_integer("batch_tokens", batch_tokens, 65536)
     _check_integer("memory_budget", memory_budget, 2**63)
     _check_integer("context_length", context_length, 2**31)
-    if device == "auto":
-        device = os.environ.get("METALLIC_DEVICE") or "auto"
+    device = chosen_device(device)
     path = resolve_model(path_or_repo)
     file = _native.GgufModelFile(str(path))
     metadata = file.metadata
@@ -159,6 +161,11 @@ def _context_length(config: ModelConfig, wanted: int | None) -> int:
     if not 1 <= wanted <= config.context_length:
         raise RequestError(f"context_length must lie between 1 and the model's {config.context_length}, not {wanted}")
     return wanted
+
+
+def chosen_device(device: str) -> str:
+    """The device that ``METALLIC_DEVICE`` names where the user leaves it open."""
+    return os.environ.get("METALLIC_DEVICE") or "auto" if device == "auto" else device
 
 
 def placement_context(config: ModelConfig, wanted: int | None) -> int:

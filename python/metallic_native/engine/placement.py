@@ -34,6 +34,15 @@ class Stage:
     last_block: int | None
     """None where the stage has no block: the embeddings or the output alone."""
 
+    @property
+    def blocks(self) -> str:
+        """Its blocks in words."""
+        if self.first_block is None:
+            return "no block"
+        if self.first_block == self.last_block:
+            return f"block {self.first_block}"
+        return f"blocks {self.first_block} to {self.last_block}"
+
 
 @dataclass(frozen=True)
 class Placement:
@@ -61,13 +70,13 @@ class Placement:
     def summary(self) -> str:
         """The decision and its numbers in a line."""
         sizes = ", ".join(f"{size / 1e6:.1f} MB {place}" for place, size in self.weights.items())
-        stages = "; ".join(f"{stage.device}: {_blocks(stage)}" for stage in self.stages)
+        stages = "; ".join(f"{stage.device}: {stage.blocks}" for stage in self.stages)
         text = f"{sizes}; {stages}"
         if self.automatic:
             kv = sum(block.kv for block in self.blocks)
             text += (
-                f"; chosen for a budget of {self.budget / 1e6:.1f} MB, {self.reserved / 1e6:.1f} MB of it reserved, and "
-                f"{kv / 1e6:.1f} MB of keys and values of {self.context} tokens"
+                f"; chosen for a budget of {self.budget / 1e6:.1f} MB, {self.reserved / 1e6:.1f} MB of it reserved, "
+                f"and {kv / 1e6:.1f} MB of keys and values of {self.context} tokens"
             )
         return text
 
@@ -84,11 +93,3 @@ class Placement:
             stages=tuple(Stage(*stage) for stage in values["stages"]),
             unmatched=tuple(values["unmatched"]),
         )
-
-
-def _blocks(stage: Stage) -> str:
-    if stage.first_block is None:
-        return "no block"
-    if stage.first_block == stage.last_block:
-        return f"block {stage.first_block}"
-    return f"blocks {stage.first_block} to {stage.last_block}"
