@@ -15,7 +15,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bench"))
 
-from synthetic import SHAPES, write_model  # noqa: E402
+from synthetic import SHAPES, write_model
 
 pytestmark = [
     pytest.mark.cpu_only,
