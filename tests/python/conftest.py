@@ -10,7 +10,16 @@ import metallic_native as mn
 from metallic_native import _native
 
 # Modules whose tests hold on every device; `--device metal` runs these, and what is marked with `device`, on it.
-DEVICE_MODULES = {"test_models", "test_engine", "test_candidates"}
+DEVICE_MODULES = {
+    "test_candidates",
+    "test_cli",
+    "test_cli_chat",
+    "test_concurrency",
+    "test_engine",
+    "test_long_context",
+    "test_models",
+    "test_precision",
+}
 GOLDENS = Path(__file__).parent.parent / "data" / "goldens"
 
 
@@ -44,6 +53,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     chosen = [item for item in chosen if device == "cpu" or not item.get_closest_marker("cpu_only")]
     config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
     items[:] = chosen
+
+
+def device_name() -> str:
+    """Of the device that the tests run on."""
+    chosen = os.environ.get("METALLIC_DEVICE")
+    devices = _native.list_devices()
+    return next((str(device["name"]) for device in devices if device["backend"] == chosen), str(devices[0]["name"]))
+
+
+@pytest.fixture(scope="session")
+def many() -> Callable[[int], int]:
+    """How many tokens stand for so many: a sixteenth on a simulated device, which takes hundreds of times as long."""
+    share = 16 if "metalsim" in device_name() else 1
+    return lambda tokens: tokens // share
 
 
 @pytest.fixture

@@ -32,14 +32,14 @@ def run_script(script: str, *arguments: object) -> subprocess.CompletedProcess[s
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
-def test_other_threads_are_served_during_a_long_pass(long_model: Path) -> None:
-    with mn.load(long_model, threads=1) as model:
+def test_other_threads_are_served_during_a_long_pass(long_model: Path, many: Callable[[int], int]) -> None:
+    with mn.load(long_model, threads=1, batch_tokens=many(512)) as model:
         done = threading.Event()
         failed: list[BaseException] = []
 
         def long_pass() -> None:
             try:
-                model.logits([1] * 12000)
+                model.logits([1] * many(12000))
             except BaseException as error:
                 failed.append(error)
             done.set()
@@ -56,7 +56,7 @@ def test_other_threads_are_served_during_a_long_pass(long_model: Path) -> None:
         assert during > 1  # submissions take turns
 
 
-def test_a_signal_handler_may_look_but_not_run(long_model: Path) -> None:
+def test_a_signal_handler_may_look_but_not_run(long_model: Path, many: Callable[[int], int]) -> None:
     done = run_script(
         """
         import signal, sys, metallic_native as mn
@@ -73,15 +73,16 @@ def test_a_signal_handler_may_look_but_not_run(long_model: Path) -> None:
         signal.signal(signal.SIGALRM, handler)
         signal.setitimer(signal.ITIMER_REAL, 0.05)
         while not seen:
-            model.logits([1] * 8000)
+            model.logits([1] * int(sys.argv[2]))
         print(seen[0] > 0, seen[1])
         """,
         long_model,
+        many(8000),
     )
     assert done.stdout == "True a signal handler cannot run the model whose forward pass it interrupts\n", done.stderr
 
 
-def test_closing_during_passes_of_other_threads(long_model: Path) -> None:
+def test_closing_during_passes_of_other_threads(long_model: Path, many: Callable[[int], int]) -> None:
     for _ in range(5):
         model = mn.load(long_model, threads=2)
         errors: list[mn.Error] = []
@@ -89,7 +90,7 @@ def test_closing_during_passes_of_other_threads(long_model: Path) -> None:
         def work(model: mn.Model = model, errors: list[mn.Error] = errors) -> None:
             try:
                 while True:
-                    model.logits([1] * 700)
+                    model.logits([1] * many(700))
             except mn.Error as error:
                 errors.append(error)
 
@@ -103,10 +104,10 @@ def test_closing_during_passes_of_other_threads(long_model: Path) -> None:
         assert len(errors) == 3
 
 
-def test_one_sequence_cannot_be_in_two_passes(long_model: Path) -> None:
+def test_one_sequence_cannot_be_in_two_passes(long_model: Path, many: Callable[[int], int]) -> None:
     with mn.load(long_model, threads=1) as model:
         cache = model.new_cache()
-        thread = threading.Thread(target=lambda: cache.extend([1] * 12000, planned=12001))
+        thread = threading.Thread(target=lambda: cache.extend([1] * many(12000), planned=12001))
         thread.start()
         refused = 0
         while thread.is_alive():

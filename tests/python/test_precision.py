@@ -30,7 +30,7 @@ def tokens(count: int, vocabulary: int = 300) -> list[int]:
     return np.random.default_rng(count).integers(0, vocabulary, count).tolist()
 
 
-def logits(path: Path, ids: list[int], device: str = "cpu", **options: Any) -> np.ndarray:
+def logits(path: Path, ids: list[int], device: str = "auto", **options: Any) -> np.ndarray:
     with mn.load(path, device=device, kv_type="f32", **options) as model:
         return model.logits(ids, all_positions=True)
 
@@ -42,31 +42,44 @@ def error(found: np.ndarray, wanted: np.ndarray) -> float:
 def test_float32_gives_the_logits_of_an_exact_forward(quantised: Path) -> None:
     ids = tokens(70)
     wanted = Reference(quantised)(ids)
-    exact = error(logits(quantised, ids, precision="float32"), wanted)
-    rounded = error(logits(quantised, ids, precision="int8"), wanted)
-    assert exact < 1e-5
-    assert 100 * exact < rounded < 0.1
+    assert error(logits(quantised, ids, precision="float32"), wanted) < 1e-5
+
+
+@pytest.mark.cpu_only
+def test_int8_is_coarser(quantised: Path) -> None:
+    ids = tokens(70)
+    exact = logits(quantised, ids, "cpu", precision="float32")
+    rounded = error(logits(quantised, ids, "cpu", precision="int8"), exact)
+    assert 1e-3 < rounded < 0.1
 
 
 @pytest.mark.skipif(not DEMO.exists(), reason="the package was built without the demo model")
 def test_float32_gives_the_exact_logits_of_the_demo_model() -> None:
     ids = tokens(60)
     wanted = Reference(DEMO)(ids)
-    exact = error(logits(DEMO, ids, precision="float32"), wanted)
-    assert exact < 1e-4
-    assert 20 * exact < error(logits(DEMO, ids, precision="int8"), wanted)
+    assert error(logits(DEMO, ids, precision="float32"), wanted) < 1e-4
     np.testing.assert_array_equal(logits(DEMO, ids), logits(DEMO, ids, precision="float32"))
 
 
+@pytest.mark.cpu_only
+@pytest.mark.skipif(not DEMO.exists(), reason="the package was built without the demo model")
+def test_int8_of_the_demo_model_is_coarser() -> None:
+    ids = tokens(60)
+    exact = logits(DEMO, ids, "cpu", precision="float32")
+    assert 1e-3 < error(logits(DEMO, ids, "cpu", precision="int8"), exact) < 0.2
+
+
+@pytest.mark.cpu_only
 @pytest.mark.parametrize("precision", ["float32", "int8"])
 def test_threads_and_chunks_do_not_change_a_bit(quantised: Path, precision: str) -> None:
     ids = tokens(90)
-    expected = logits(quantised, ids, precision=precision, threads=1)
+    expected = logits(quantised, ids, "cpu", precision=precision, threads=1)
     for threads, batch_tokens in ((2, 512), (3, 7), (5, 33), (4, 1)):
-        found = logits(quantised, ids, precision=precision, threads=threads, batch_tokens=batch_tokens)
+        found = logits(quantised, ids, "cpu", precision=precision, threads=threads, batch_tokens=batch_tokens)
         np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.cpu_only
 @pytest.mark.parametrize("precision", ["float32", "int8"])
 def test_company_in_the_batch_does_not_change_a_bit(quantised: Path, precision: str) -> None:
     with mn.load(quantised, device="cpu", threads=2, batch_tokens=16, precision=precision) as model:
@@ -78,17 +91,24 @@ def test_company_in_the_batch_does_not_change_a_bit(quantised: Path, precision: 
         np.testing.assert_array_equal(together, np.concatenate(alone))
 
 
-def test_float_weights_are_exact_in_any_case() -> None:
+def test_small_models_are_exact_by_default() -> None:
     ids = tokens(40, 100)
     expected = logits(GOLDENS / "llama.gguf", ids)
-    for precision in ("float32", "int8", "FLOAT32"):
+    for precision in ("float32", "FLOAT32"):
         np.testing.assert_array_equal(logits(GOLDENS / "llama.gguf", ids, precision=precision), expected)
+
+
+@pytest.mark.cpu_only
+def test_float_weights_are_exact_in_any_case() -> None:
+    ids = tokens(40, 100)
+    expected = logits(GOLDENS / "llama.gguf", ids, "cpu", precision="float32")
+    np.testing.assert_array_equal(logits(GOLDENS / "llama.gguf", ids, "cpu", precision="int8"), expected)
 
 
 @pytest.mark.parametrize("precision", ["int4", "", "automatic", None, 8, "float32 "])
 def test_unknown_precisions_are_refused(precision: object) -> None:
     with pytest.raises(mn.RequestError, match="precision must be one of auto, float32, float16, bfloat16, int8"):
-        mn.load(GOLDENS / "llama.gguf", device="cpu", precision=precision)  # type: ignore[arg-type]
+        mn.load(GOLDENS / "llama.gguf", precision=precision)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("precision", ["float16", "bfloat16"])
@@ -108,5 +128,5 @@ def test_metal_refuses_int8() -> None:
 @pytest.mark.skipif(not HAS_METAL, reason="there is no Metal here")
 def test_in_float32_both_devices_give_the_same_logits(quantised: Path) -> None:
     ids = tokens(70)
-    on_cpu = logits(quantised, ids, precision="float32")
+    on_cpu = logits(quantised, ids, "cpu", precision="float32")
     assert error(logits(quantised, ids, device="metal", precision="float32"), on_cpu) < 1e-5
