@@ -88,8 +88,8 @@ def load(
     if not isinstance(kv_type, str) or not kv_type.isascii():
         raise RequestError("kv_type must be a str such as f16, q8_0 or k=q8_0,v=q4_0")
     kv_type = _native.check_kv_types(kv_type)
-    if not isinstance(weights, str):
-        raise RequestError(f"weights must be a str, not {weights!r}")
+    if not isinstance(weights, str) or not weights.isascii():
+        raise RequestError(f"weights must be rules of placement such as private or blk.0-3=cpu, not {weights!a}")
     _native.check_placement_rules(weights)
     if gpu_layers is not None and (type(gpu_layers) is not int or not 0 <= gpu_layers < 2**31):
         raise RequestError(f"gpu_layers must be an integer between 0 and {2**31 - 1}, not {gpu_layers!r}")
