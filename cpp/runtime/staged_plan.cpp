@@ -178,10 +178,14 @@ void StagedPlan::cross(const Part& from, const Part& to, const Batch& batch) {
         const uint64_t bytes = rows * value.width * sizeof(float);
         if (bytes == 0) continue;
         const BufferView left = value_view(from, id, bytes), right = value_view(to, id, bytes);
-        if (left.heap->host()) {  // arenas are memory that the host sees
+        if (left.heap->host()) {
             target.upload({left.host(), bytes}, right);
-        } else {
+        } else if (right.heap->host()) {
             source.download(left, {right.host(), bytes});
+        } else {
+            crossing_.resize(bytes);
+            source.download(left, crossing_);
+            target.upload(crossing_, right);
         }
     }
 }

@@ -95,6 +95,7 @@ class StagedPlan {
     std::vector<Group> groups_;
     std::vector<Seat> seats_;
     std::vector<Part> parts_;
+    std::vector<std::byte> crossing_;  // for arenas that the host does not see
     bool compiled_ = false;
     Precision precision_ = Precision::automatic;
 };
