@@ -53,7 +53,8 @@ nb::dict placement_dict(const Placement& placement, const std::function<std::str
         nb::dict weights;
         for (size_t place = 0; place < kWeightPlaces; ++place) {
             if (block.weights[place] == 0) continue;
-            weights[nb::str(std::string(place_name(static_cast<WeightPlace>(place))).c_str())] = block.weights[place];
+            const std::string_view name = place_name(static_cast<WeightPlace>(place));
+            weights[nb::str(name.data(), name.size())] = block.weights[place];
         }
         nb::dict entry;
         entry["block"] = block_number(block.block);

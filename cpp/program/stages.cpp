@@ -138,7 +138,7 @@ StagedProgram split_stages(const Program& planned, std::span<const uint32_t> dev
         Program& program = result.stages.at(step.stage).program;
         layers.translate(step.op);
         if (program.ropes.empty() && rotates(step.op)) program.ropes = planned.ropes;
-        program.steps.push_back(std::move(step));
+        program.steps.push_back(step);
     }
     const std::vector<Life> all = lives(planned);
     for (ValueId id = 0; id < all.size(); ++id) {

@@ -19,7 +19,7 @@ uint32_t max_outputs(const Program& program, uint32_t batch_tokens) {
 
 constexpr std::chrono::milliseconds kBalancePeriod{100};
 
-const ModelOptions& checked(const ModelOptions& options) {
+ModelOptions checked(ModelOptions options) {
     if (options.batch_tokens == 0 || options.batch_tokens > 65536) {
         throw RequestError("batch_tokens must lie between 1 and 65536");
     }
@@ -122,6 +122,7 @@ Model::~Model() = default;
 
 Placement Model::place(Program& traced, const DeviceInfo& device, const ModelOptions& options) {
     std::vector<KvLayout> kv;
+    kv.reserve(traced.groups.size());
     for (const CacheGroup& group : traced.groups) kv.push_back(KvLayout::of(group, options.kv_types.of(group)));
     PlacementLimits limits;
     limits.device_is_host = device.is_host || !options.host;

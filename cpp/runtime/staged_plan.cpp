@@ -36,7 +36,7 @@ Storage storage_of(WeightPlace place, uint32_t device) {
 
 }  // namespace
 
-StagedPlan::StagedPlan(const Program& planned, const Placement& placement, std::shared_ptr<const ModelFile> file,
+StagedPlan::StagedPlan(const Program& planned, const Placement& placement, const std::shared_ptr<const ModelFile>& file,
                        std::vector<Device> devices, const Options& options)
     : options_(options) {
     for (Device& device : devices) seats_.emplace_back().device = std::move(device);
@@ -48,6 +48,7 @@ StagedPlan::StagedPlan(const Program& planned, const Placement& placement, std::
 
 void StagedPlan::add_parts(const Program& planned, const Placement& placement) {
     std::vector<uint32_t> devices;
+    devices.reserve(placement.stages.size());
     for (const Placement::Stage& stage : placement.stages) devices.push_back(stage.device);
     if (devices.size() == 1) {
         parts_.push_back({&planned, devices.front(), {}, weights_of(planned), nullptr});

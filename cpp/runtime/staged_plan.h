@@ -41,7 +41,7 @@ class StagedPlan {
     // `planned` and its placement, by which stages were assigned; `devices` by the numbers that the stages have. The
     // program, the pools and the ring outlive the plan. Compiles all stages. Throws UnsupportedModelError, OutOfMemory,
     // RequestError.
-    StagedPlan(const Program& planned, const Placement& placement, std::shared_ptr<const ModelFile> file,
+    StagedPlan(const Program& planned, const Placement& placement, const std::shared_ptr<const ModelFile>& file,
                std::vector<Device> devices, const Options& options);
 
     // Whose page tables a batch has for each run, in this order.
