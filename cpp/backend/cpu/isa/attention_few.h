@@ -42,14 +42,30 @@ METALLIC_LANES_INLINE void few_dots(const float* q, size_t width, const FewRows&
         for (int k = 0; k < K; ++k) dot[i][k] = set(0.0f);
     }
     const uint8_t* key = rows.rows + slot * rows.row_bytes;
-#pragma GCC unroll 4
-    for (size_t c = 0; c < width / kLanes; ++c) {
-        Lanes x[K];
-        for (int k = 0; k < K; ++k) x[k] = Reader::at(key + k * rows.row_bytes, c);
+    const auto add = [&](size_t c, const Lanes* x) {
         for (int i = 0; i < Q; ++i) {
             const Lanes y = load(q + i * width + c * kLanes);
             for (int k = 0; k < K; ++k) dot[i][k] = fused(y, x[k], dot[i][k]);
         }
+    };
+    size_t c = 0;
+    if constexpr (Reader::kBytes == 0) {
+        for (; c + 2 <= width / kLanes; c += 2) {
+            Lanes low[K], high[K];
+            for (int k = 0; k < K; ++k) {
+                const Pieces x = Reader::both(key + k * rows.row_bytes, c / 2);
+                low[k] = x.low;
+                high[k] = x.high;
+            }
+            add(c, low);
+            add(c + 1, high);
+        }
+    }
+#pragma GCC unroll 4
+    for (; c < width / kLanes; ++c) {
+        Lanes x[K];
+        for (int k = 0; k < K; ++k) x[k] = Reader::at(key + k * rows.row_bytes, c);
+        add(c, x);
     }
     for (int i = 0; i < Q; ++i) {
         for (int k = 0; k < K; ++k) store_half_sum(halves + (i * kPageTokens + slot + k) * 8, dot[i][k]);
@@ -113,7 +129,15 @@ METALLIC_LANES_INLINE void few_sums(const float* weights, const FewRows& rows, S
         prefetch_bytes(rows.next + slot * rows.next_row_bytes, c * share, (c + D) * share);
         const uint8_t* value = rows.rows + slot * rows.row_bytes;
         Lanes x[D];
-        for (int d = 0; d < D; ++d) x[d] = Reader::at(value, c + d);
+        if constexpr (Reader::kBytes == 0 && D % 2 == 0) {  // c is a multiple of D
+            for (int d = 0; d < D; d += 2) {
+                const Pieces two = Reader::both(value, (c + d) / 2);
+                x[d] = two.low;
+                x[d + 1] = two.high;
+            }
+        } else {
+            for (int d = 0; d < D; ++d) x[d] = Reader::at(value, c + d);
+        }
         for (int i = 0; i < Q; ++i) {
             const Lanes p = set(weights[i * kPageTokens + slot]);
             for (int d = 0; d < D; ++d) sums[i][d] = fused(p, x[d], sums[i][d]);

@@ -94,16 +94,30 @@ struct ReadBF16 {
     static constexpr uint32_t kBytes = 2;
     static Lanes at(const uint8_t* row, size_t piece) { return from_bf16(row + 32 * piece); }
 };
-struct ReadQ8_0 {  // scale times quant is exact: 11 and 7 significant bits
+// Blocks are two pieces, which cost less together. Scale times quant is exact: 11 and 7 significant bits, or 11 and 4.
+struct Pieces {
+    Lanes low;
+    Lanes high;
+};
+struct ReadQ8_0 {
     static constexpr uint32_t kBytes = 0;
+    static Pieces both(const uint8_t* row, size_t block) {
+        const uint8_t* at = row + block * sizeof(BlockQ8_0);
+        const Lanes scale = set_f16(at);
+        return {from_i8(at + sizeof(half_t)) * scale, from_i8(at + sizeof(half_t) + 16) * scale};
+    }
     static Lanes at(const uint8_t* row, size_t piece) {
         const uint8_t* block = row + piece / 2 * sizeof(BlockQ8_0);
         return from_i8(block + sizeof(half_t) + piece % 2 * 16) * set_f16(block);
     }
 };
-
-struct ReadQ4_0 {  // exact as well
+struct ReadQ4_0 {
     static constexpr uint32_t kBytes = 0;
+    static Pieces both(const uint8_t* row, size_t block) {
+        const uint8_t* at = row + block * sizeof(BlockQ4_0);
+        const Lanes scale = set_f16(at);
+        return {from_low_nibbles(at + sizeof(half_t)) * scale, from_high_nibbles(at + sizeof(half_t)) * scale};
+    }
     static Lanes at(const uint8_t* row, size_t piece) {
         const uint8_t* block = row + piece / 2 * sizeof(BlockQ4_0);
         const uint8_t* quants = block + sizeof(half_t);
@@ -138,7 +152,15 @@ void widen_rows(const uint8_t* rows, uint32_t row_bytes, uint32_t head_size, siz
         }
         const uint8_t* row = rows + size_t{k} * row_bytes;
         const size_t pieces = Reader::kBytes == 0 ? width / kLanes : head_size / kLanes;
-        for (size_t c = 0; c < pieces; ++c) store(out + c * kLanes, Reader::at(row, c));
+        size_t c = 0;
+        if constexpr (Reader::kBytes == 0) {
+            for (; c + 2 <= pieces; c += 2) {
+                const Pieces x = Reader::both(row, c / 2);
+                store(out + c * kLanes, x.low);
+                store(out + (c + 1) * kLanes, x.high);
+            }
+        }
+        for (; c < pieces; ++c) store(out + c * kLanes, Reader::at(row, c));
         const uint32_t left = head_size % kLanes;
         if (Reader::kBytes == 0 || left == 0) continue;
         uint8_t piece[64] = {};
