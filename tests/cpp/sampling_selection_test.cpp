@@ -221,6 +221,44 @@ TEST(SamplingSelection, TheCpuChoosesByDefinition) {
     }
 }
 
+// To the last bit of every probability, which later stages and the draw go by.
+TEST(SamplingSelection, ChosenCandidatesAreTheListThatTopKLeaves) {
+    for (uint32_t seed = 0; seed < 1500; ++seed) {
+        RandomCase c(seed);
+        const uint32_t ks[] = {2, 17, 64, 100, 256};
+        const Selection selection{c.one_of(ks), {}, c.mask};
+        std::vector<Candidate> chosen = chosen_by_definition(c.logits, selection);
+        std::erase_if(chosen, [](const Candidate& candidate) { return candidate.token < 0; });
+        if (chosen.empty()) continue;
+        Candidates whole, split;
+        whole.assign(c.logits);
+        if (!c.mask.empty()) whole.restrict_to(c.mask);
+        whole.keep_top_k(static_cast<int32_t>(selection.k));
+        split.assign_chosen(chosen);
+        ASSERT_EQ(split.size(), whole.size()) << "seed " << seed;
+        std::vector<TokenProbability> wanted, got;
+        whole.distribution(wanted);
+        split.distribution(got);
+        ASSERT_EQ(got.size(), wanted.size());
+        for (size_t i = 0; i < got.size(); ++i) {
+            ASSERT_EQ(got[i].token, wanted[i].token) << "seed " << seed;
+            ASSERT_EQ(got[i].probability, wanted[i].probability) << "seed " << seed;
+        }
+    }
+}
+
+TEST(SamplingSelection, APenaltyBeyondAllNumbersIsTheGreatest) {
+    SamplingParams params;
+    params.temperature = 0;
+    params.dry_multiplier = 1e300;
+    params.dry_base = 1e300;
+    Sampler sampler(params, 3, 1);
+    sampler.accept_prompt(std::vector<int32_t>{0, 1, 0, 1, 0, 1, 0});
+    const std::vector<float> logits{-3.3e38f, 3.3e38f, -3.2e38f};
+    EXPECT_EQ(sampler.sample(logits).token, 2);
+    EXPECT_EQ(sampler.sample_candidates(served(sampler, logits, {})).token, 2);
+}
+
 uint32_t k_of(const SamplingParams& params) {
     std::vector<LogitEdit> edits;
     return Sampler(params, 1000, 1).select(edits);
