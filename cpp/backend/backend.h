@@ -115,6 +115,8 @@ struct Batch {
 
 struct Interrupted : std::exception {};
 
+class Allocator;  // backend/allocator.h
+
 class Plan {
   public:
     virtual ~Plan() = default;
@@ -131,6 +133,7 @@ struct CompileInputs {
     uint32_t max_tokens = 0;
     uint32_t max_outputs = 0;
     Precision precision = Precision::automatic;
+    std::shared_ptr<Allocator> allocator;  // for what the plan needs beside the arena; none: heaps of the backend
     EventRing* events = nullptr;
 };
 
@@ -161,6 +164,11 @@ class Backend {
     // Throws DeviceError, naming `owner` and the scope that uses the range, when a submission in flight still does.
     // Only where the backend keeps a ledger of what its submissions borrow: in debug builds, or with METALLIC_LEDGER=1.
     virtual void check_idle(const BufferView& range, std::string_view owner) const = 0;
+
+    // Memory for transfers comes from `allocator` until it is detached, where the backend needs such memory. What came
+    // from another one is given back.
+    virtual void attach(std::shared_ptr<Allocator> allocator) = 0;
+    virtual void detach(const Allocator& allocator) noexcept = 0;
 
     // All choices of kernel and specialisation happen here. Throws UnsupportedModelError, and RequestError for a
     // precision that the device does not have.

@@ -24,6 +24,26 @@ LeakReports& leak_reports() {
     return *reports;
 }
 
+class PoolAllocator final : public Allocator {
+  public:
+    explicit PoolAllocator(std::shared_ptr<PoolState> state) : state_(std::move(state)) {}
+
+    std::shared_ptr<const BufferView> allocate(uint64_t bytes, Storage storage, Tag tag, std::string_view owner,
+                                               Contents contents) override {
+        struct Held {
+            Allocation memory;
+            BufferView view;
+        };
+        auto held = std::make_shared<Held>();
+        held->memory = state_->allocate(bytes, tag, owner, storage, contents);
+        held->view = held->memory.view();
+        return {held, &held->view};
+    }
+
+  private:
+    const std::shared_ptr<PoolState> state_;
+};
+
 }  // namespace
 
 std::vector<std::vector<OwnerUse>> take_leak_reports() {
@@ -63,9 +83,13 @@ Pool::Pool(std::shared_ptr<Backend> backend, uint64_t budget_bytes, PoolOptions 
     : Pool(std::move(backend), std::make_shared<Budget>(budget_bytes), std::move(options)) {}
 
 Pool::Pool(std::shared_ptr<Backend> backend, std::shared_ptr<Budget> budget, PoolOptions options)
-    : state_(std::make_shared<PoolState>(std::move(backend), std::move(budget), std::move(options))) {}
+    : state_(std::make_shared<PoolState>(std::move(backend), std::move(budget), std::move(options))),
+      allocator_(std::make_shared<PoolAllocator>(state_)) {
+    state_->backend->attach(allocator_);
+}
 
 Pool::~Pool() {
+    state_->backend->detach(*allocator_);  // or the two would keep each other
     try {
         std::vector<OwnerUse> left = state_->close();
         if (left.empty()) return;

@@ -7,6 +7,7 @@
 #include <string_view>
 #include <vector>
 
+#include "backend/allocator.h"
 #include "backend/backend.h"
 #include "memory/budget.h"
 #include "memory/statistics.h"
@@ -62,7 +63,8 @@ struct PoolOptions {
 // What pools left behind that had nobody to tell, since the last call; the newest few.
 std::vector<std::vector<OwnerUse>> take_leak_reports();
 
-// The sub-allocator over heaps, see Tlsf for its bounds. Thread-safe.
+// The sub-allocator over heaps, see Tlsf for its bounds. Its backend's transfers use it too while it lives.
+// Thread-safe.
 //
 // Small allocations share heaps. Keys and values, which can be moved, share none with others as long as the budget
 // allows that. The first heap has kFirstHeapBytes (or what is asked for); each next one as many bytes as there are
@@ -92,6 +94,8 @@ class Pool {
     // the first time.
     Allocation allocate_bytes(uint64_t bytes, Tag tag, std::string_view owner, Storage storage = Storage::shared,
                               Contents contents = Contents::undefined);
+    // For plans: counts what they take. It may outlive the pool, as allocations may.
+    const std::shared_ptr<Allocator>& allocator() const noexcept { return allocator_; }
     // See Backend::check_idle: for parts of an allocation that its holder hands out again.
     void check_idle(const BufferView& range, std::string_view owner) const;
     // Counts a zero-copy view of a file under Tag::weights, or no longer.
@@ -117,6 +121,7 @@ class Pool {
 
   private:
     const std::shared_ptr<PoolState> state_;
+    const std::shared_ptr<Allocator> allocator_;
 };
 
 }  // namespace metallic

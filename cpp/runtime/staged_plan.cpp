@@ -122,6 +122,7 @@ void StagedPlan::compile() {
         inputs.max_tokens = options_.max_tokens;
         inputs.max_outputs = options_.max_outputs;
         inputs.precision = precision_of(options_.precision, part.device);
+        inputs.allocator = seat.device.pool->allocator();
         inputs.events = options_.events;
         part.plan = seat.device.backend->compile(inputs);
     }

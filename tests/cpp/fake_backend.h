@@ -42,6 +42,8 @@ class FakeBackend final : public Backend {
         std::memset(reinterpret_cast<void*>(range.address()), 0, range.bytes);
     }
     void check_idle(const BufferView&, std::string_view) const override {}
+    void attach(std::shared_ptr<Allocator>) override {}
+    void detach(const Allocator&) noexcept override {}
     std::unique_ptr<Plan> compile(const CompileInputs&) override { return nullptr; }
     Ticket submit(Plan&, const Batch&) override { return 0; }
     void wait(Ticket) override {}

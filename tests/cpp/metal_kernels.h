@@ -55,7 +55,7 @@ class MetalKernels : public ::testing::Test {
     template <typename T>
     void run(const CompileInputs& inputs, const std::function<T(metal::Preparation&)>& prepare,
              const std::function<void(const T&, metal::Encoder&)>& encode) {
-        metal::PlanMemory plan_memory(context, *transfers);
+        metal::PlanMemory plan_memory(context, *transfers, metal::heap_allocator(context));
         metal::Preparation preparation(inputs, plan_memory);
         const T operation = prepare(preparation);
         plan_memory.allocate_scratch();

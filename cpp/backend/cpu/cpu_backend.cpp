@@ -7,6 +7,7 @@
 #include <mutex>
 #include <string>
 
+#include "backend/allocator.h"
 #include "backend/cpu/cpu_heap.h"
 #include "backend/cpu/cpu_plan.h"
 #include "backend/cpu/host_facts.h"
@@ -84,9 +85,20 @@ class CpuBackend final : public Backend {
     // Nothing is in flight once submit has returned.
     void check_idle(const BufferView&, std::string_view) const override {}
 
+    // Transfers are plain copies.
+    void attach(std::shared_ptr<Allocator>) override {}
+    void detach(const Allocator&) noexcept override {}
+
     std::unique_ptr<Plan> compile(const CompileInputs& inputs) override {
         if (!inputs.program) throw Error("compile: no program");
-        return std::make_unique<CpuPlan>(inputs, isa_, pool_.threads(), ledger_);
+        CompileInputs complete = inputs;
+        if (!complete.allocator) {
+            complete.allocator = std::make_shared<HeapAllocator>(
+                [ledger = ledger_](uint64_t bytes, Storage storage, std::string_view label, Contents) {
+                    return allocate_heap(ledger, bytes, storage, label);
+                });
+        }
+        return std::make_unique<CpuPlan>(complete, isa_, pool_.threads());
     }
 
     Ticket submit(Plan& plan, const Batch& batch) override {

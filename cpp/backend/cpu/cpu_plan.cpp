@@ -1,5 +1,6 @@
 #include "backend/cpu/cpu_plan.h"
 
+#include "backend/allocator.h"
 #include "backend/batch_check.h"
 #include "backend/cpu/ops/activation.h"
 #include "backend/cpu/ops/attention.h"
@@ -15,13 +16,12 @@
 
 namespace metallic::cpu {
 
-CpuPlan::CpuPlan(const CompileInputs& inputs, const Isa& isa, uint32_t threads,
-                 const std::shared_ptr<HeapLedger>& ledger)
+CpuPlan::CpuPlan(const CompileInputs& inputs, const Isa& isa, uint32_t threads)
     : program_(*inputs.program),
       max_tokens_(inputs.max_tokens),
       max_outputs_(inputs.max_outputs),
       events_(inputs.events),
-      ledger_(ledger) {
+      allocator_(inputs.allocator) {
     Preparation preparation(inputs, isa, threads);
     preparation.check_program();
     add_steps(preparation);
@@ -70,7 +70,7 @@ void CpuPlan::place_scratch(const Preparation& preparation) {
     // A page apart, so that no two threads share a line or its prefetched neighbour.
     scratch_bytes_ = (preparation.scratch_bytes + 4095) / 4096 * 4096;
     bytes = own_at + scratch_bytes_ * preparation.threads;
-    memory_ = allocate_heap(ledger_, bytes, Storage::shared, "cpu/scratch");
+    memory_ = allocator_->allocate(bytes, Storage::shared, Tag::activations, "plan/scratch", Contents::undefined);
 
     std::byte* at = memory_->host();
     submission_.shared = at + shared_at;
@@ -94,7 +94,7 @@ void CpuPlan::bind(const Batch& batch) {
     if (batch.selections.empty()) return;
     if (!logits_) {
         const uint64_t bytes = uint64_t{max_outputs_} * logit_width(program_) * sizeof(float);
-        logits_ = allocate_heap(ledger_, bytes, Storage::shared, "cpu/logits");
+        logits_ = allocator_->allocate(bytes, Storage::shared, Tag::activations, "plan/logits", Contents::undefined);
     }
     values_[program_.logits] = reinterpret_cast<float*>(logits_->host());
 }

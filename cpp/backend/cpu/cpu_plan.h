@@ -4,7 +4,6 @@
 #include <vector>
 
 #include "backend/backend.h"
-#include "backend/cpu/cpu_heap.h"
 #include "backend/cpu/isa/select.h"
 #include "backend/cpu/ops/operation.h"
 
@@ -15,9 +14,9 @@ class Preparation;
 // A program whose steps are operations over fixed addresses, with all the memory that a submission needs.
 class CpuPlan final : public Plan {
   public:
-    // Scratch comes from `ledger`. Throws Error for a program that its inputs do not fit, OutOfMemory,
+    // Scratch comes from the allocator of `inputs`. Throws Error for a program that its inputs do not fit, OutOfMemory,
     // UnsupportedModelError.
-    CpuPlan(const CompileInputs& inputs, const Isa& isa, uint32_t threads, const std::shared_ptr<HeapLedger>& ledger);
+    CpuPlan(const CompileInputs& inputs, const Isa& isa, uint32_t threads);
 
     // Runs a batch on the pool, which has the threads that the plan was made for; returns when done. Throws
     // RequestError for a batch that the plan cannot serve, before anything runs; Interrupted, or what `interrupted`
@@ -46,13 +45,13 @@ class CpuPlan final : public Plan {
     Precision precision_ = Precision::float32;
     EventRing* const events_;
     std::vector<PlannedStep> steps_;
-    std::vector<std::unique_ptr<float[]>> converted_;
+    std::vector<std::shared_ptr<const BufferView>> converted_;  // weights
     std::vector<float*> values_;
     std::vector<RopeRows> ropes_;
     std::vector<uint32_t> run_of_row_;
-    std::shared_ptr<Heap> memory_;  // rope rows, shared scratch, then each thread's own
-    const std::shared_ptr<HeapLedger> ledger_;
-    std::shared_ptr<Heap> logits_;  // of batches that want candidates; null before the first
+    const std::shared_ptr<Allocator> allocator_;
+    std::shared_ptr<const BufferView> memory_;  // rope rows, shared scratch, then each thread's own
+    std::shared_ptr<const BufferView> logits_;  // of batches that want candidates; null before the first
     std::byte* scratch_ = nullptr;
     size_t scratch_bytes_ = 0;  // of one thread
     Submission submission_;

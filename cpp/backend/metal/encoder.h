@@ -37,11 +37,16 @@ class BatchMemory {
     uint64_t used_ = 0;
 };
 
-// What buffers a submission uses instead of one that was bound when the plan was compiled: each submission in flight
+// What memory a submission uses instead of what was bound when the plan was compiled: each submission in flight
 // has logits of its own.
 struct Substitution {
-    id<MTLBuffer> compiled = nil;
-    id<MTLBuffer> own = nil;
+    Binding compiled, own;
+
+    Binding of(const Binding& binding) const noexcept {
+        const bool inside = binding.buffer == compiled.buffer && binding.offset >= compiled.offset &&
+                            binding.offset < compiled.offset + compiled.bytes;
+        return inside ? Binding{own.buffer, binding.offset - compiled.offset + own.offset, binding.bytes} : binding;
+    }
 };
 
 // One compute encoder with concurrent dispatch. Bindings say whether a kernel reads or writes them; a barrier goes
@@ -113,7 +118,7 @@ class Encoder {
         uint64_t offset = 0;
     };
 
-    void bind(uint32_t index, const Binding& binding, Access access);
+    void bind(uint32_t index, const Binding& compiled, Access access);
     void order_dispatch();
     bool depends() const noexcept;
     bool remember() noexcept;

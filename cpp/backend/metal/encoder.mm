@@ -47,20 +47,20 @@ void Encoder::pipeline(id<MTLComputePipelineState> state) {
     pipeline_ = state;
 }
 
-void Encoder::bind(uint32_t index, const Binding& binding, Access access) {
-    id<MTLBuffer> buffer = binding.buffer == substitution_.compiled ? substitution_.own : binding.buffer;
+void Encoder::bind(uint32_t index, const Binding& compiled, Access access) {
+    const Binding binding = substitution_.of(compiled);
     Bound& bound = bound_[index];
-    if (bound.buffer != buffer) {
-        [encoder_ setBuffer:buffer offset:binding.offset atIndex:index];
+    if (bound.buffer != binding.buffer) {
+        [encoder_ setBuffer:binding.buffer offset:binding.offset atIndex:index];
     } else if (bound.offset != binding.offset) {
         [encoder_ setBufferOffset:binding.offset atIndex:index];
     }
-    bound = {buffer, binding.offset};
+    bound = {binding.buffer, binding.offset};
     accessed_slots_ &= ~(1u << index);
     if (access == kNothing) return;
     accessed_slots_ |= 1u << index;
     access_[index] = access;
-    accessed_[index] = {buffer, binding.offset, binding.offset + binding.bytes};
+    accessed_[index] = {binding.buffer, binding.offset, binding.offset + binding.bytes};
 }
 
 void Encoder::constant(uint32_t index, const Binding& binding) {

@@ -66,10 +66,15 @@ class MetalBackend final : public Backend {
         context_->ledger().check(range.address(), range.address() + range.bytes, owner);
     }
 
+    void attach(std::shared_ptr<Allocator> allocator) override { transfers_.attach(std::move(allocator)); }
+    void detach(const Allocator& allocator) noexcept override { transfers_.detach(allocator); }
+
     std::unique_ptr<Plan> compile(const CompileInputs& inputs) override {
         if (!inputs.program) throw Error("compile: no program");
         context_->check_usable("metal/compile");
-        return std::make_unique<MetalPlan>(inputs, context_, transfers_, tickets_);
+        CompileInputs complete = inputs;
+        if (!complete.allocator) complete.allocator = heap_allocator(context_);
+        return std::make_unique<MetalPlan>(complete, context_, transfers_, tickets_);
     }
 
     Ticket submit(Plan& plan, const Batch& batch) override {

@@ -3,6 +3,7 @@
 #include <memory>
 #include <string_view>
 
+#include "backend/allocator.h"
 #include "backend/backend.h"
 #include "backend/metal/context.h"
 #include "backend/metal/encoder.h"
@@ -36,6 +37,9 @@ std::shared_ptr<MetalHeap> allocate_heap(const std::shared_ptr<Context>& context
 // buffer may have is seen through several buffers, made as they are needed. Throws OutOfMemory.
 std::shared_ptr<MetalHeap> wrap_mapping(const std::shared_ptr<Context>& context, std::span<const std::byte> bytes,
                                         std::shared_ptr<const void> owner, std::string_view label);
+
+// A heap for each allocation.
+std::shared_ptr<Allocator> heap_allocator(std::shared_ptr<Context> context);
 
 // The same heap; null for one of another backend or device.
 MetalHeap* metal_heap(const BufferView& view, const Context& context) noexcept;

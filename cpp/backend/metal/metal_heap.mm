@@ -232,6 +232,13 @@ std::shared_ptr<MetalHeap> wrap_mapping(const std::shared_ptr<Context>& context,
     return heap;
 }
 
+std::shared_ptr<Allocator> heap_allocator(std::shared_ptr<Context> context) {
+    return std::make_shared<HeapAllocator>(
+        [context = std::move(context)](uint64_t bytes, Storage storage, std::string_view label, Contents contents) {
+            return allocate_heap(context, bytes, storage, label, contents);
+        });
+}
+
 MetalHeap* metal_heap(const BufferView& view, const Context& context) noexcept {
     auto* const heap = dynamic_cast<MetalHeap*>(view.heap);
     return heap && &heap->context() == &context ? heap : nullptr;

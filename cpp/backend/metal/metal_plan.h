@@ -52,7 +52,7 @@ class MetalPlan final : public Plan {
         Completion completion;
         uint64_t number = 0;  // the completion's
         Ticket ticket = 0;    // 0: free
-        std::shared_ptr<MetalHeap> memory, logits;
+        std::shared_ptr<const BufferView> memory, logits;
         std::unique_ptr<StepClock> clock;
         uint32_t timed_parts = 0;
         // What the caller wants done in the end.
@@ -65,7 +65,8 @@ class MetalPlan final : public Plan {
 
     void add_steps(Preparation& preparation);
     uint64_t logit_row_bytes() const noexcept;  // 0: a stage without logits
-    Slot& acquire();
+    uint32_t acquire(const Batch& batch);
+    void finish(Slot& slot);
     Submission fill(Slot& slot, const Batch& batch, BatchMemory& memory);
     void fill_tables(const Batch& batch, BatchMemory& memory, Submission& submission);
     void make_room(Slot& slot, const Batch& batch);
@@ -99,7 +100,6 @@ class MetalPlan final : public Plan {
 
     std::mutex mutex_;
     std::array<std::unique_ptr<Slot>, kSlots> slots_;
-    uint64_t turn_ = 0;
 };
 
 }  // namespace metallic::metal

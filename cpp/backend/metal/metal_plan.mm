@@ -44,7 +44,7 @@ std::string common_scope(const Program& program) {
 
 MetalPlan::MetalPlan(const CompileInputs& inputs, std::shared_ptr<Context> context, Transfers& transfers,
                      std::shared_ptr<Tickets> tickets)
-    : memory_(std::move(context), transfers),
+    : memory_(std::move(context), transfers, inputs.allocator),
       tickets_(std::move(tickets)),
       program_(*inputs.program),
       max_tokens_(inputs.max_tokens),
@@ -74,7 +74,7 @@ MetalPlan::MetalPlan(const CompileInputs& inputs, std::shared_ptr<Context> conte
     timed_ = events_ && StepClock::supported(memory_.context().device());
     steps_per_part_ = static_cast<uint32_t>((steps_.size() + StepClock::kMostParts - 1) / StepClock::kMostParts);
     for (auto& slot : slots_) slot = std::make_unique<Slot>(memory_.context().progress());
-    slots_[0]->logits = memory_.logits_heap();
+    slots_[0]->logits = memory_.logits_view();
 }
 
 uint64_t MetalPlan::logit_row_bytes() const noexcept {
@@ -84,10 +84,7 @@ uint64_t MetalPlan::logit_row_bytes() const noexcept {
 MetalPlan::~MetalPlan() {
     if (context().forked()) return;
     for (const auto& slot : slots_) {
-        if (!slot || !slot->ticket) continue;
-        slot->completion.wait(slot->number);
-        const Ticket ticket = slot->ticket;
-        tickets_->close(ticket, collect(*slot));
+        if (slot && slot->ticket) finish(*slot);
     }
 }
 
@@ -108,17 +105,37 @@ void MetalPlan::add_steps(Preparation& preparation) {
 
 // ---- submitting ---------------------------------------------------------------------------------------------------
 
-MetalPlan::Slot& MetalPlan::acquire() {
-    Slot& slot = *slots_[turn_++ % kSlots];
-    if (slot.ticket) {
-        slot.completion.wait(slot.number);
-        const Ticket ticket = slot.ticket;
-        tickets_->close(ticket, collect(slot));
-    }
-    return slot;
+void MetalPlan::finish(Slot& slot) {
+    slot.completion.wait(slot.number);
+    const Ticket ticket = slot.ticket;
+    tickets_->close(ticket, collect(slot));
 }
 
-// Batch memory and logits grow to what batches need.
+// The first free slot with room for the batch: submissions that are waited for one by one use the memory of one. When
+// none is free, or there is no memory for another one, the oldest submission is waited for.
+uint32_t MetalPlan::acquire(const Batch& batch) {
+    uint32_t oldest = kSlots;
+    std::exception_ptr refused;
+    for (uint32_t i = 0; i < kSlots; ++i) {
+        if (slots_[i]->ticket) {
+            if (oldest == kSlots || slots_[i]->ticket < slots_[oldest]->ticket) oldest = i;
+            continue;
+        }
+        if (refused) continue;
+        try {
+            make_room(*slots_[i], batch);
+            return i;
+        } catch (const OutOfMemory&) {
+            refused = std::current_exception();
+        }
+    }
+    if (oldest == kSlots) std::rethrow_exception(refused);
+    finish(*slots_[oldest]);
+    make_room(*slots_[oldest], batch);
+    return oldest;
+}
+
+// Batch memory and logits grow to what batches need. What is refused leaves the slot as it was.
 void MetalPlan::make_room(Slot& slot, const Batch& batch) {
     const uint64_t groups = program_.groups.size();
     uint64_t pages = 0;
@@ -128,20 +145,14 @@ void MetalPlan::make_room(Slot& slot, const Batch& batch) {
         aligned(batch.runs.size() * sizeof(RunParams)) + aligned(batch.runs.size() * groups * sizeof(TableParams)) +
         aligned(pages * sizeof(uint64_t)) + aligned(batch.output_rows.size() * sizeof(uint32_t)) +
         aligned(candidate_bytes(batch)) + TopK::batch_bytes(batch.selections) + 7 * 16 + memory_.batch_bytes();
-    const std::shared_ptr<Context> context = memory_.context().shared_from_this();
-    if (!slot.memory || slot.memory->bytes() < needed) {
-        slot.memory.reset();
-        slot.memory =
-            allocate_heap(context, std::bit_ceil(needed), Storage::shared, "metal/batch", Contents::undefined);
+    if (!slot.memory || slot.memory->bytes < needed) {
+        slot.memory = memory_.take(std::bit_ceil(needed), Tag::staging, "plan/batch");
     }
-    if (!slot.logits) {
-        slot.logits =
-            allocate_heap(context, memory_.logits().bytes, Storage::shared, "metal/logits", Contents::undefined);
-    }
+    if (!slot.logits) slot.logits = memory_.take(memory_.logits().bytes, Tag::activations, "plan/logits");
 }
 
 Submission MetalPlan::fill(Slot& slot, const Batch& batch, BatchMemory& memory) {
-    memory = BatchMemory(slot.memory->bind(0, slot.memory->bytes()), slot.memory->host());
+    memory = BatchMemory(memory_.bind(*slot.memory), slot.memory->host());
     Submission submission;
     submission.batch = &batch;
     submission.memory = &memory;
@@ -225,7 +236,7 @@ void MetalPlan::encode_selection(Encoder& encoder, id<MTLComputeCommandEncoder> 
 
 void MetalPlan::encode(Slot& slot, const Submission& submission) {
     Context::Commands commands(memory_.context(), label_.get(), Context::Commands::Lifetimes::kept_by_caller);
-    const Substitution substitution{memory_.logits().buffer, slot.logits->bind(0, 0).buffer};
+    const Substitution substitution{memory_.logits(), memory_.bind(*slot.logits)};
     const bool timed = start_clock(slot);
     const bool labelled = memory_.context().ledger().kept() || (events_ && events_->enabled());
     Encoder encoder;
@@ -261,11 +272,10 @@ Ticket MetalPlan::submit(const Batch& batch) {
     check_batch(batch,
                 {max_tokens_, max_outputs_, vocabulary_, logit_width(program_), program_.groups});
     const std::lock_guard lock(mutex_);
-    Slot& slot = acquire();
-    make_room(slot, batch);
+    const uint32_t index = acquire(batch);
+    Slot& slot = *slots_[index];
     BatchMemory memory;
     const Submission submission = fill(slot, batch, memory);
-    const uint32_t index = static_cast<uint32_t>((turn_ - 1) % kSlots);
     const Ticket ticket = tickets_->issue({this, index});
     try {
         lend(batch, ticket);

@@ -4,34 +4,41 @@
 #include <cstring>
 
 #include "backend/metal/errors.h"
+#include "core/error.h"
 
 namespace metallic::metal {
 
+std::shared_ptr<const BufferView> PlanMemory::take(uint64_t bytes, Tag tag, std::string_view owner) {
+    return allocator_->allocate(bytes, Storage::shared, tag, owner, Contents::undefined);
+}
+
+Binding PlanMemory::bind(const BufferView& view) const {
+    MetalHeap* const heap = metal_heap(view, *context_);
+    if (!heap) throw Error("an allocator of another device");
+    heap->settle();
+    return heap->bind(view.offset, view.bytes);
+}
+
 Binding PlanMemory::keep(std::span<const std::byte> data, std::string_view label) {
     const AutoreleasePool pool;
-    const uint64_t bytes = (std::max<uint64_t>(data.size(), 1) + 255) / 256 * 256;
-    if (constants_.empty() || constants_.back()->bytes() - constants_used_ < bytes) {
-        constants_.push_back(allocate_heap(context_, std::max(bytes, kChunkBytes), Storage::shared, "metal/constants",
-                                           Contents::undefined));
-        constants_used_ = 0;
-    }
-    MetalHeap& heap = *constants_.back();
-    if (!data.empty()) std::memcpy(heap.host() + constants_used_, data.data(), data.size());
-    const Binding kept = heap.bind(constants_used_, data.size());
-    [kept.buffer addDebugMarker:to_ns_string(label).get() range:NSMakeRange(kept.offset, bytes)];
-    constants_used_ += bytes;
-    return kept;
+    constants_.push_back(take(std::max<uint64_t>(data.size(), 1), Tag::weights, "plan/constants"));
+    const BufferView& view = *constants_.back();
+    if (!data.empty()) std::memcpy(view.host(), data.data(), data.size());
+    const Binding kept = bind(view);
+    [kept.buffer addDebugMarker:to_ns_string(label).get() range:NSMakeRange(kept.offset, kept.bytes)];
+    return kept.at(0, data.size());
 }
 
 void PlanMemory::allocate_scratch() {
     if (scratch_bytes_ == 0) return;
-    scratch_heap_ = allocate_heap(context_, scratch_bytes_, Storage::exclusive, "metal/scratch", Contents::undefined);
-    *scratch_ = scratch_heap_->bind(0, scratch_bytes_);
+    scratch_view_ =
+        allocator_->allocate(scratch_bytes_, Storage::exclusive, Tag::activations, "plan/scratch", Contents::undefined);
+    *scratch_ = bind(*scratch_view_);
 }
 
 void PlanMemory::allocate_logits(uint64_t bytes) {
-    logits_heap_ = allocate_heap(context_, bytes, Storage::shared, "metal/logits", Contents::undefined);
-    logits_ = logits_heap_->bind(0, bytes);
+    logits_view_ = take(bytes, Tag::activations, "plan/logits");
+    logits_ = bind(*logits_view_);
 }
 
 void PlanMemory::borrow(const Binding& binding, std::string_view scope) {

@@ -15,10 +15,15 @@ namespace metallic::metal {
 // Thread-safe.
 class Transfers {
   public:
-    explicit Transfers(std::shared_ptr<Context> context) : context_(std::move(context)) {}
+    explicit Transfers(std::shared_ptr<Context> context)
+        : context_(std::move(context)), own_(heap_allocator(context_)), allocator_(own_) {}
 
     static constexpr uint64_t kStages = 4;
     static constexpr uint64_t kStageBytes = uint64_t{8} << 20;
+
+    // Where staging buffers come from; none: from heaps of their own.
+    void attach(std::shared_ptr<Allocator> allocator);
+    void detach(const Allocator& allocator) noexcept;
 
     // These throw Error, DeviceError, OutOfMemory; what the target holds afterwards is then undefined.
     void upload(std::span<const std::byte> from, const BufferView& to);
@@ -28,11 +33,13 @@ class Transfers {
 
   private:
     struct Stage {
-        std::shared_ptr<MetalHeap> memory;
+        std::shared_ptr<const BufferView> memory;
         std::unique_ptr<Completion> completion;
         uint64_t running = 0;  // the completion's number; 0: it is idle
     };
 
+    Binding bind(const Stage& stage, uint64_t bytes) const;
+    void drop_stages() noexcept;
     Stage& next_stage();
     // Waits for a stage's copy; what went wrong is kept for finish.
     void settle(Stage& stage);
@@ -47,7 +54,9 @@ class Transfers {
     void bounce(const Binding& from, const Binding& to);
 
     const std::shared_ptr<Context> context_;
+    const std::shared_ptr<Allocator> own_;
     std::mutex mutex_;
+    std::shared_ptr<Allocator> allocator_;
     std::array<Stage, kStages> stages_;
     std::unique_ptr<Completion> cleared_;
     uint64_t turn_ = 0;

@@ -40,14 +40,50 @@ MetalHeap& heap_of(const BufferView& view, const Context& context, const char* r
 
 }  // namespace
 
-Transfers::Stage& Transfers::next_stage() {
-    Stage& stage = stages_[turn_++ % kStages];
-    if (!stage.memory) {
-        stage.memory = allocate_heap(context_, kStageBytes, Storage::shared, "staging", Contents::undefined);
-        stage.completion = std::make_unique<Completion>(context_->progress());
+void Transfers::attach(std::shared_ptr<Allocator> allocator) {
+    const std::lock_guard lock(mutex_);
+    drop_stages();
+    allocator_ = std::move(allocator);
+}
+
+void Transfers::detach(const Allocator& allocator) noexcept {
+    const std::lock_guard lock(mutex_);
+    if (allocator_.get() != &allocator) return;
+    drop_stages();
+    allocator_ = own_;
+}
+
+// Every call of this class leaves the stages idle, but for those that an exception cut short.
+void Transfers::drop_stages() noexcept {
+    for (Stage& stage : stages_) {
+        if (stage.running && !context_->forked()) stage.completion->wait(stage.running);
+        stage = Stage{};
     }
-    settle(stage);
-    return stage;
+}
+
+Binding Transfers::bind(const Stage& stage, uint64_t bytes) const {
+    MetalHeap* const heap = metal_heap(*stage.memory, *context_);
+    if (!heap) throw Error("an allocator of another device");
+    heap->settle();
+    return heap->bind(stage.memory->offset, bytes);
+}
+
+// Where there is no memory for all stages, fewer must do.
+Transfers::Stage& Transfers::next_stage() {
+    Stage* stage = &stages_[turn_++ % kStages];
+    if (!stage->memory) {
+        try {
+            if (!stage->completion) stage->completion = std::make_unique<Completion>(context_->progress());
+            stage->memory =
+                allocator_->allocate(kStageBytes, Storage::shared, Tag::staging, "staging", Contents::undefined);
+        } catch (const OutOfMemory&) {
+            stage =
+                std::find_if(stages_.begin(), stages_.end(), [](const Stage& one) { return one.memory != nullptr; });
+            if (stage == stages_.end()) throw;
+        }
+    }
+    settle(*stage);
+    return *stage;
 }
 
 void Transfers::settle(Stage& stage) {
@@ -83,7 +119,7 @@ void Transfers::stage_in(std::span<const std::byte> from, const Binding& to) {
         const Binding part = to.at(at, std::min<uint64_t>(kChunk, from.size() - at));
         const Cover cover(part);
         Stage& stage = next_stage();
-        const Binding staged = stage.memory->bind(0, cover.binding.bytes);
+        const Binding staged = bind(stage, cover.binding.bytes);
         if (!cover.exact(part)) {  // what lies around the range in its first and last words stays
             blit(cover.binding, staged, stage);
             settle(stage);
@@ -99,7 +135,7 @@ void Transfers::stage_out(const Binding& from, std::span<std::byte> to) {
         const Binding part = from.at(at, std::min<uint64_t>(kChunk, to.size() - at));
         const Cover cover(part);
         Stage& stage = next_stage();
-        blit(cover.binding, stage.memory->bind(0, cover.binding.bytes), stage);
+        blit(cover.binding, bind(stage, cover.binding.bytes), stage);
         settle(stage);
         if (failed_) return;
         std::memcpy(to.data() + at, stage.memory->host() + cover.before, part.bytes);

@@ -1,5 +1,6 @@
 #include "backend/cpu/ops/preparation.h"
 
+#include "backend/allocator.h"
 #include "core/dequantise.h"
 
 namespace metallic::cpu {
@@ -57,9 +58,11 @@ const float* Preparation::floats(WeightId id, uint64_t elements, const char* rol
     if (found.dtype == DType::F32 && reinterpret_cast<uint64_t>(data) % alignof(float) == 0) {
         return reinterpret_cast<const float*>(data);
     }
-    converted.push_back(std::make_unique<float[]>(elements));
-    dequantise_row(found.dtype, data, elements, converted.back().get());
-    return converted.back().get();
+    converted.push_back(inputs.allocator->allocate(elements * sizeof(float), Storage::shared, Tag::weights, found.name,
+                                                   Contents::undefined));
+    auto* const values = reinterpret_cast<float*>(converted.back()->host());
+    dequantise_row(found.dtype, data, elements, values);
+    return values;
 }
 
 }  // namespace metallic::cpu

@@ -42,7 +42,7 @@ class Preparation : public ProgramChecks {
 
     size_t scratch_bytes = 0;
     size_t shared_bytes = 0;
-    std::vector<std::unique_ptr<float[]>> converted;
+    std::vector<std::shared_ptr<const BufferView>> converted;
 
   private:
     const std::byte* weight_data(WeightId id) const;
