@@ -26,8 +26,9 @@ class CountingBackend final : public Backend {
     }
 
     const DeviceInfo& device() const noexcept override { return info_; }
-    std::shared_ptr<Heap> create_heap(uint64_t bytes, Storage storage, std::string_view label) override {
-        return inner_->create_heap(bytes, storage, label);
+    std::shared_ptr<Heap> create_heap(uint64_t bytes, Storage storage, std::string_view label,
+                                      Contents contents) override {
+        return inner_->create_heap(bytes, storage, label, contents);
     }
     std::shared_ptr<Heap> wrap_host(std::span<const std::byte> bytes, std::shared_ptr<const void> owner,
                                     std::string_view label, HostMemory memory) override {
@@ -42,6 +43,9 @@ class CountingBackend final : public Backend {
         inner_->upload(from, to);
     }
     void download(BufferView from, std::span<std::byte> to) override { inner_->download(from, to); }
+    void clear(BufferView range) override { inner_->clear(range); }
+    void attach(std::shared_ptr<Allocator> allocator) override { inner_->attach(std::move(allocator)); }
+    void detach(const Allocator& allocator) noexcept override { inner_->detach(allocator); }
     void check_idle(const BufferView& range, std::string_view owner) const override {
         inner_->check_idle(range, owner);
     }

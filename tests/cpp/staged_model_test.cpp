@@ -113,7 +113,7 @@ TEST(StagedModel, ActivationsCrossOncePerBoundaryTheBatchsRowsAlone) {
 TEST(StagedModel, PagesAreOnTheDeviceOfTheirLayers) {
     StagedModel placed("blk.0-2=cpu");
     // Blocks 0 and 2 see all, 1 and 3 a window; one of these is on the device.
-    const std::vector<Model::GroupUse> groups = placed.model->kv_use();
+    const std::vector<Model::GroupUse> groups = placed.model->kv_use().groups;
     ASSERT_EQ(groups.size(), 3u);
     EXPECT_EQ(groups[0].window, PlacedModel::kWindow);
     EXPECT_EQ(groups[0].layers, 1u);
@@ -124,7 +124,7 @@ TEST(StagedModel, PagesAreOnTheDeviceOfTheirLayers) {
     const auto sequence = placed.model->create_sequence();
     const std::vector<int32_t> prompt = tokens(200, 1);
     placed.forward({{sequence.get(), prompt}});
-    const std::vector<Model::GroupUse> used = placed.model->kv_use();
+    const std::vector<Model::GroupUse> used = placed.model->kv_use().groups;
     EXPECT_EQ(used[1].pages_in_use, 7u);
     EXPECT_LE(used[0].pages_in_use, 3u);
     EXPECT_LE(used[2].pages_in_use, 3u);
