@@ -12,6 +12,7 @@
 #include "backend/backend.h"
 #include "backend/kv_types.h"
 #include "bindings/bindings.h"
+#include "bindings/memory_bindings.h"
 #include "bindings/placement_dict.h"
 #include "bindings/selection_handle.h"
 #include "core/error.h"
@@ -83,16 +84,7 @@ std::function<bool()> interruption() {
 }
 
 nb::dict memory_dict(const Model& model) {
-    const PoolStatistics use = model.memory();
     const Model::KvUse kv_use = model.kv_use();
-    nb::dict tags;
-    for (int i = 0; i < kTags; ++i) {
-        nb::dict tag;
-        tag["current"] = use.tags[i].current;
-        tag["peak"] = use.tags[i].peak;
-        tag["allocations"] = use.tags[i].allocations;
-        tags[tag_name(static_cast<Tag>(i))] = tag;
-    }
     nb::list groups;
     for (const Model::GroupUse& group : kv_use.groups) {
         nb::dict entry;
@@ -103,15 +95,8 @@ nb::dict memory_dict(const Model& model) {
         entry["pages_held"] = group.pages_held;
         groups.append(entry);
     }
-    nb::dict result;
-    result["tags"] = tags;
+    nb::dict result = pool_dict(model.memory(), model.pools());
     result["groups"] = groups;
-    result["heaps"] = use.heaps;
-    result["heap_bytes"] = use.heap_bytes;
-    result["mapped_bytes"] = use.mapped_bytes;
-    result["free_bytes"] = use.free_bytes;
-    result["fragmentation"] = use.fragmentation();
-    result["budget"] = use.budget;
     result["capacity"] = kv_use.capacity;
     result["saved_bytes"] = kv_use.saved_bytes;
     result["pages_copied"] = kv_use.pages_copied;
@@ -186,6 +171,20 @@ std::shared_ptr<Model> make_model(std::shared_ptr<ModelFile> file, const Program
     const nb::gil_scoped_release release;
     std::shared_ptr<Backend> backend = create_backend({device, threads});
     return std::make_shared<Model>(std::move(file), std::move(backend), program, options);
+}
+
+nb::tuple predict_memory(std::shared_ptr<ModelFile> file, const Program& program, uint32_t context_length,
+                         const std::string& device, uint32_t threads, const std::string& kv_type, uint32_t batch_tokens,
+                         const std::string& precision) {
+    const std::shared_ptr<Model> model = make_model(std::move(file), program, context_length, device, threads, kv_type,
+                                                    batch_tokens, 0, "mapped", precision, std::nullopt, 0, "auto");
+    const PoolStatistics use = model->memory();
+    nb::list groups;
+    for (const Model::GroupUse& group : model->kv_use().groups) {
+        groups.append(nb::make_tuple(group.window, group.page_bytes, PageStore::stride_of(group.page_bytes)));
+    }
+    return nb::make_tuple(use.tags[static_cast<size_t>(Tag::weights)].current,
+                          use.tags[static_cast<size_t>(Tag::activations)].current, groups);
 }
 
 void forward(Model& model, const std::vector<SequenceHandle*>& sequences, const std::vector<Tokens>& tokens,
@@ -344,26 +343,17 @@ void bind_model(nb::module_& m) {
         },
         nb::sig("def list_devices() -> list[dict[str, object]]"));
     m.def(
-        "predict_memory",
-        [](const Program& traced, const std::string& kv_type, uint32_t batch_tokens) {
-            const KvTypes types = KvTypes::parse(kv_type);
-            const auto [program, activations] = [&] {
-                const nb::gil_scoped_release release;
-                Program planned = plan_program(traced);
-                const uint64_t bytes = Model::activation_bytes(planned, batch_tokens);
-                return std::pair(std::move(planned), bytes);
-            }();
-            nb::list groups;
-            for (const CacheGroup& group : program.groups) {
-                const KvLayout layout = KvLayout::of(group, types.of(group));
-                groups.append(nb::make_tuple(group.window, layout.page_bytes));
-            }
-            return nb::make_tuple(groups, activations);
-        },
-        nb::arg("program"), nb::arg("kv_type"), nb::arg("batch_tokens"),
-        nb::sig("def predict_memory(program: Program, kv_type: str, batch_tokens: int) -> "
-                "tuple[list[tuple[int, int]], int]"),
-        "What a model of this program would take: ([(window, bytes of a page)], bytes of activations).");
+        "predict_memory", &predict_memory, nb::arg("file"), nb::arg("program"), nb::arg("context_length"),
+        nb::arg("device"), nb::arg("threads"), nb::arg("kv_type"), nb::arg("batch_tokens"), nb::arg("precision"),
+        nb::sig("def predict_memory(file: GgufModelFile, program: Program, context_length: int, device: str, threads: "
+                "int, kv_type: str, batch_tokens: int, precision: str) -> tuple[int, int, list[tuple[int, int, "
+                "int]]]"),
+        "What a model of this program takes on a device: (bytes of weights, bytes of activations, [(window, bytes of "
+        "a page, bytes that it takes from the pool) of each cache group]). Compiles the program, with the weights "
+        "where the file is mapped: none is read but the few that a plan converts.");
+    m.def(
+        "held_pages", &PageStore::held_pages, nb::arg("page_bytes"), nb::arg("pages"),
+        "How many pages of so many bytes a cache group holds, in slabs, once so many have tokens in them.");
     m.def(
         "check_kv_types", [](const std::string& kv_type) { return KvTypes::parse(kv_type).text(); }, nb::arg("kv_type"),
         "The types of keys and values that a text asks for, in their shortest form; RequestError for other text.");

@@ -5,6 +5,7 @@ NB_MODULE(_native, m) {
     metallic::bind_errors(m);
     metallic::bind_gguf(m);
     metallic::bind_kernels(m);
+    metallic::bind_memory(m);
     metallic::bind_sampling(m);
     metallic::bind_builder(m);
     metallic::bind_model(m);

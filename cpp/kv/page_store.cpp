@@ -23,7 +23,7 @@ PageStore::PageStore(Pool& pool, Backend& backend, const KvLayout& layout, std::
     : pool_(pool),
       backend_(backend),
       layout_(layout),
-      stride_((layout.page_bytes + Pool::kAlignment - 1) / Pool::kAlignment * Pool::kAlignment),
+      stride_(stride_of(layout.page_bytes)),
       owner_(std::move(owner)) {}
 
 PageStore::SlabId PageStore::id_of(uint64_t page) const {
@@ -34,9 +34,20 @@ PageStore::SlabId PageStore::id_of(uint64_t page) const {
     return last_ = *(after - 1);
 }
 
-uint64_t PageStore::slab_pages() const noexcept {
-    const uint64_t fit = std::max<uint64_t>(kMaxSlabBytes / std::max<uint64_t>(stride_, 1), 1);
-    return std::clamp<uint64_t>(held_ / kHeldPerSlabPage, 1, std::min(fit, kMaxSlabPages));
+uint64_t PageStore::stride_of(uint64_t page_bytes) noexcept {
+    return (page_bytes + Pool::kAlignment - 1) / Pool::kAlignment * Pool::kAlignment;
+}
+
+// Of the next slab, where so many pages are held.
+uint64_t PageStore::slab_pages(uint64_t stride, uint64_t held) noexcept {
+    const uint64_t fit = std::max<uint64_t>(kMaxSlabBytes / std::max<uint64_t>(stride, 1), 1);
+    return std::clamp<uint64_t>(held / kHeldPerSlabPage, 1, std::min(fit, kMaxSlabPages));
+}
+
+uint64_t PageStore::held_pages(uint64_t page_bytes, uint64_t pages) noexcept {
+    uint64_t held = 0;
+    while (held < pages) held += slab_pages(stride_of(page_bytes), held);
+    return held;
 }
 
 void PageStore::open(SlabId id) {
@@ -52,7 +63,7 @@ void PageStore::shut(SlabId id) {
 }
 
 void PageStore::add_slab() {
-    const uint64_t pages = slab_pages();
+    const uint64_t pages = slab_pages(stride_, held_);
     Slab slab;
     // All that can throw comes before anything changes.
     slab.references.assign(pages, 0);

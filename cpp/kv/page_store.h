@@ -44,6 +44,9 @@ class PageStore {
     uint64_t pages_copied() const noexcept { return copied_; }
     // What a page takes from the pool.
     uint64_t page_stride() const noexcept { return stride_; }
+    static uint64_t stride_of(uint64_t page_bytes) noexcept;
+    // How many pages of so many bytes a store holds that has only grown, once so many are in use.
+    static uint64_t held_pages(uint64_t page_bytes, uint64_t pages) noexcept;
 
   private:
     struct Slab {
@@ -59,7 +62,7 @@ class PageStore {
     Slab& slab_of(uint64_t page) { return slabs_[id_of(page)]; }
     const Slab& slab_of(uint64_t page) const { return slabs_[id_of(page)]; }
     uint32_t slot(uint64_t page) const { return static_cast<uint32_t>((page - slab_of(page).base) / stride_); }
-    uint64_t slab_pages() const noexcept;
+    static uint64_t slab_pages(uint64_t stride, uint64_t held) noexcept;
     void add_slab();
     void drop_slab(SlabId id);
     void open(SlabId id);

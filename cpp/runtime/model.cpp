@@ -410,6 +410,12 @@ PoolStatistics Model::memory() const {
     return use;
 }
 
+std::vector<const Pool*> Model::pools() const {
+    std::vector<const Pool*> result{&pool_};
+    if (host_pool_) result.push_back(host_pool_.get());
+    return result;
+}
+
 uint64_t Model::evict_weights() {
     if (submitting_ == std::this_thread::get_id()) {
         throw RequestError("a signal handler cannot move the weights of the forward pass that it interrupts");

@@ -113,6 +113,8 @@ class Model : public std::enable_shared_from_this<Model> {
     // did.
     uint64_t evict_weights();
     const MemoryLog& memory_log() const noexcept { return log_; }
+    // One for each device.
+    std::vector<const Pool*> pools() const;
 
     struct GroupUse {
         uint32_t window, layers;

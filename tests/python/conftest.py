@@ -17,8 +17,10 @@ DEVICE_MODULES = {
     "test_concurrency",
     "test_engine",
     "test_long_context",
+    "test_memory_report",
     "test_models",
     "test_precision",
+    "test_pressure",
 }
 GOLDENS = Path(__file__).parent.parent / "data" / "goldens"
 

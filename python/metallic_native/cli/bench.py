@@ -11,7 +11,7 @@ import typer
 
 from .console import binary_size, console
 from .failures import CommandError, ExitCode
-from .loaded import load_model, memory_line, memory_values, open_file
+from .loaded import load_model, memory_line, memory_values, open_file, pool_values
 from .model_facts import ModelFacts
 from .options import LoadOptions, with_groups
 
@@ -160,6 +160,8 @@ def _show(model: Model, facts: ModelFacts, results: list[_Result]) -> None:
 def _values(model: Model, facts: ModelFacts, results: list[_Result]) -> dict[str, Any]:
     from .. import __version__
 
+    report = model.memory()
+
     return {
         "version": __version__,
         "model": str(model.path),
@@ -180,5 +182,6 @@ def _values(model: Model, facts: ModelFacts, results: list[_Result]) -> dict[str
             }
             for result in results
         ],
-        "memory": memory_values(model.memory()),
+        "memory": memory_values(report),
+        "pool": pool_values(report),
     }

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from ..errors import ModelFormatError, RequestError, UnsupportedModelError
+from ..errors import DeviceError, ModelFormatError, OutOfMemory, RequestError, UnsupportedModelError
 from .console import console, decimal_size
 from .failures import CommandError, ExitCode
 from .loaded import open_file
 from .model_facts import MemoryEstimate, ModelFacts, estimate_memory, predict_placement
-from .options import Device, GpuLayersOption, KvType, WeightsOption, one_of, parse_size
+from .options import Device, GpuLayersOption, KvType, Precision, WeightsOption, one_of, parse_size
 
 if TYPE_CHECKING:
     from .. import _native
@@ -45,6 +45,10 @@ def inspect(
     kv_type: KvType = "f16",
     batch_tokens: Annotated[int, typer.Option(min=1, max=65536, help="Most tokens computed at a time.")] = 512,
     device: Annotated[str, typer.Option(help="auto, cpu or metal.", metavar="NAME", parser=one_of(Device))] = "auto",
+    threads: Annotated[
+        int | None, typer.Option("--threads", "-t", min=1, max=1024, help="CPU threads [default: one per core].")
+    ] = None,
+    precision: Annotated[str, typer.Option(help="As for generate.", metavar="NAME", parser=one_of(Precision))] = "auto",
     memory: Annotated[
         int | None,
         typer.Option(metavar="SIZE", parser=parse_size, help="The budget that automatic placement keeps, e.g. 2GB."),
@@ -60,7 +64,7 @@ def inspect(
     path, file = open_file(name or model or "demo")
     metadata = file.metadata
     facts = ModelFacts.of(file, metadata)
-    config, estimate, refused = _plan(file, metadata, context, kv_type, batch_tokens)
+    config, estimate, refused = _plan(file, metadata, context, (kv_type, batch_tokens, device, threads, precision))
     placement = None
     if estimate is not None:
         placement = _place(file, metadata, context, kv_type, batch_tokens, device, memory, weights, gpu_layers)
@@ -84,7 +88,10 @@ def inspect(
 
 
 def _plan(
-    file: _native.GgufModelFile, metadata: Mapping[str, object], context: int | None, kv_type: str, batch_tokens: int
+    file: _native.GgufModelFile,
+    metadata: Mapping[str, object],
+    context: int | None,
+    options: tuple[str, int, str, int | None, str],
 ) -> tuple[dict[str, Any] | None, MemoryEstimate | None, str | None]:
     """The configuration and the estimate, or why the model does not run."""
     from ..loading import ModelConfig
@@ -96,9 +103,11 @@ def _plan(
         limit = config.context_length
         if context is not None and context > limit:
             raise CommandError(f"--context {context} is more than the model's {limit} tokens", ExitCode.USAGE)
-        return values, estimate_memory(file, config, context or limit, kv_type, batch_tokens), None
-    except (ModelFormatError, UnsupportedModelError) as error:
+        return values, estimate_memory(file, config, context or limit, *options), None
+    except (ModelFormatError, UnsupportedModelError, OutOfMemory) as error:
         return values, None, str(error)
+    except (DeviceError, RequestError) as error:
+        raise CommandError(str(error), ExitCode.USAGE) from error
 
 
 def _place(
@@ -184,8 +193,9 @@ def _show_estimate(estimate: MemoryEstimate, placement: Placement) -> None:
     for group in estimate.groups:
         kind = f"window of {group.window} tokens" if group.window else "all tokens"
         note = f"{kind}: {group.pages} pages of {estimate.page_tokens} tokens, {decimal_size(group.page_bytes)} each"
-        rows.append(["kv", decimal_size(group.pages * group.page_bytes), f"{note}, {estimate.kv_type}"])
-    rows.append(["activations", decimal_size(estimate.activations), f"up to {estimate.batch_tokens} tokens at a time"])
+        rows.append(["kv", decimal_size(group.bytes), f"{note}, {estimate.kv_type}"])
+    note = f"arena, scratch and logits of up to {estimate.batch_tokens} tokens at a time"
+    rows.append(["activations", decimal_size(estimate.activations), note])
     rows.append(["total", decimal_size(estimate.total), ""])
     _section(f"Memory for {estimate.context} tokens", ["tag", "size", ""], rows, right=(1,))
 

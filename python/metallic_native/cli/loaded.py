@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import Error, RequestError
 from .failures import CommandError, ExitCode
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from .. import _native
     from ..engine import MemoryReport, Model
 
-__all__ = ["find_model", "load_model", "memory_line", "memory_values", "open_file"]
+__all__ = ["find_model", "load_model", "memory_line", "memory_values", "open_file", "pool_values"]
 
 
 def find_model(name: str, quiet: bool = False) -> Path:
@@ -80,6 +81,31 @@ def memory_line(report: MemoryReport) -> str:
     return ", ".join(parts)
 
 
-def memory_values(report: MemoryReport) -> dict[str, dict[str, int]]:
+def memory_values(report: MemoryReport) -> dict[str, dict[str, float]]:
     """Bytes by tag for JSON."""
-    return {tag: {"current": use.current, "peak": use.peak} for tag, use in report.tags.items()}
+    return {
+        tag: {
+            "current": use.current,
+            "peak": use.peak,
+            "average": use.average,
+            "allocations": use.allocations,
+            "live": use.live,
+        }
+        for tag, use in report.tags.items()
+    }
+
+
+def pool_values(report: MemoryReport) -> dict[str, Any]:
+    """The pool's heaps for JSON; what grows here between versions takes more memory than it did."""
+    return {
+        "heaps": report.heaps,
+        "heaps_created": report.heaps_created,
+        "heap_bytes": report.heap_bytes,
+        "heap_peak": report.heap_peak,
+        "free_bytes": report.free_bytes,
+        "largest_free": report.largest_free,
+        "fragmentation": report.fragmentation,
+        "mapped_bytes": report.mapped_bytes,
+        "elapsed_seconds": report.elapsed_seconds,
+        "heap_list": [asdict(heap) for heap in report.heap_list],
+    }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -87,18 +88,22 @@ class ModelFacts:
 
 @dataclass(frozen=True)
 class CacheEstimate:
-    """Keys and values of one cache group. ``pages`` are the most that one sequence holds at a time."""
+    """Keys and values of one cache group. ``pages`` are the most that one sequence has tokens in at a time; they are
+    taken from the pool in slabs, and ``bytes`` are what it counts.
+    """
 
     window: int
     page_bytes: int
     pages: int
+    bytes: int
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes by tag of a model that computes one sequence of ``context`` tokens."""
+    """Bytes by tag of a model that computes one sequence of ``context`` tokens on ``device``."""
 
     context: int
+    device: str
     kv_type: str
     batch_tokens: int
     page_tokens: int
@@ -108,8 +113,8 @@ class MemoryEstimate:
 
     @property
     def kv(self) -> int:
-        """All cache groups together. The pool takes several pages at a time and may count a little more."""
-        return sum(group.pages * group.page_bytes for group in self.groups)
+        """All cache groups together."""
+        return sum(group.bytes for group in self.groups)
 
     @property
     def total(self) -> int:
@@ -118,23 +123,43 @@ class MemoryEstimate:
 
 
 def estimate_memory(
-    file: _native.GgufModelFile, config: Any, context: int, kv_type: str, batch_tokens: int
+    file: _native.GgufModelFile,
+    config: Any,
+    context: int,
+    kv_type: str,
+    batch_tokens: int,
+    device: str = "auto",
+    threads: int | None = None,
+    precision: str = "auto",
 ) -> MemoryEstimate:
-    """What the model would take, from its traced program. Raises as :func:`metallic_native.load` does."""
+    """What the model would take, from its program compiled for the device; the weights are mapped, not loaded.
+
+    Raises as :func:`metallic_native.load` does.
+    """
     from .. import _native
     from ..engine.loader import trace_program
 
     batch = min(batch_tokens, context)
-    groups, activations = _native.predict_memory(trace_program(file, config), kv_type, batch)
+    if device == "auto":
+        device = os.environ.get("METALLIC_DEVICE") or "auto"
+    program = trace_program(file, config)
+    weights, activations, groups = _native.predict_memory(
+        file, program, context, device, threads or 0, kv_type, batch, precision
+    )
     page = _native.page_tokens
     return MemoryEstimate(
         context=context,
+        device=device,
         kv_type=kv_type,
         batch_tokens=batch,
         page_tokens=page,
-        weights=sum(tensor.nbytes for tensor in file.tensors),
+        weights=weights,
         activations=activations,
-        groups=tuple(CacheEstimate(window, size, peak_pages(context, window, batch, page)) for window, size in groups),
+        groups=tuple(
+            CacheEstimate(window, size, pages, _native.held_pages(size, pages) * stride)
+            for window, size, stride in groups
+            for pages in (peak_pages(context, window, batch, page),)
+        ),
     )
 
 

@@ -7,16 +7,47 @@ from typing import Any
 
 from .. import _native
 
-__all__ = ["CacheUse", "MemoryEvent", "MemoryReport", "TagUse"]
+__all__ = ["CacheUse", "HeapUse", "MemoryEvent", "MemoryReport", "OwnerUse", "TagUse"]
 
 
 @dataclass(frozen=True)
 class TagUse:
-    """Bytes of one purpose: in use now, and the most that ever were; ``allocations`` were made so far."""
+    """Bytes of one purpose, as reserved: each allocation is rounded up to 256."""
 
     current: int
     peak: int
+    average: float
+    """Over time, since the model was loaded."""
     allocations: int
+    """Made so far; ``live`` of them are not freed."""
+    live: int
+
+
+@dataclass(frozen=True)
+class HeapUse:
+    """One heap. ``id`` is never given to another heap of the same model."""
+
+    id: int
+    bytes: int
+    used: int
+    largest_free: int
+    allocations: int
+    """Live ones."""
+    storage: str
+    """``shared`` with the host, or ``private`` to the device."""
+    draining: bool
+    """It is being emptied: nothing more is allocated in it."""
+    tags: dict[str, int]
+    """Used bytes by tag."""
+
+
+@dataclass(frozen=True)
+class OwnerUse:
+    """What a scope or tensor has allocated and not freed."""
+
+    owner: str
+    allocations: int
+    bytes: int
 
 
 @dataclass(frozen=True)
@@ -43,7 +74,14 @@ class MemoryReport:
     heaps: int
     heap_bytes: int
     """Obtained from the system; ``free_bytes`` of them are not handed out."""
+    heap_peak: int
+    heaps_created: int
+    """So far. A run after a run creates none."""
+    empty_heaps: int
+    """Kept for a moment, in case that they are needed again."""
     free_bytes: int
+    largest_free: int
+    """The largest of the free ranges."""
     mapped_bytes: int
     """Weights read where the file is mapped: part of the tag ``weights``, not of the heaps."""
     fragmentation: float
@@ -58,6 +96,13 @@ class MemoryReport:
     """Pages copied on the device so far: forks that were written to, compaction. Growing copies none."""
     actions: dict[str, tuple[int, int]]
     """How often each kind of :class:`MemoryEvent` happened so far, and over how many bytes."""
+    budget_used: int
+    """Of the budget, by all who share it."""
+    elapsed_seconds: float
+    """Since the model was loaded: what averages are over."""
+    heap_list: tuple[HeapUse, ...]
+    owners: tuple[OwnerUse, ...]
+    """Who has allocated what lives, most bytes first."""
 
     @property
     def current(self) -> int:
@@ -79,7 +124,11 @@ class MemoryReport:
             page_tokens=_native.page_tokens,
             heaps=use["heaps"],
             heap_bytes=use["heap_bytes"],
+            heap_peak=use["heap_peak"],
+            heaps_created=use["heaps_created"],
+            empty_heaps=use["empty_heaps"],
             free_bytes=use["free_bytes"],
+            largest_free=use["largest_free"],
             mapped_bytes=use["mapped_bytes"],
             fragmentation=use["fragmentation"],
             budget=use["budget"],
@@ -87,6 +136,10 @@ class MemoryReport:
             saved_bytes=use["saved_bytes"],
             pages_copied=use["pages_copied"],
             actions=use["actions"],
+            budget_used=use["budget_used"],
+            elapsed_seconds=use["elapsed_ns"] / 1e9,
+            heap_list=tuple(HeapUse(**heap) for heap in use["heap_list"]),
+            owners=tuple(OwnerUse(*owner) for owner in use["owners"]),
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 import weakref
@@ -25,6 +26,8 @@ from .memory import MemoryEvent, MemoryReport
 from .placement import Placement
 
 __all__ = ["Model"]
+
+log = logging.getLogger(__name__)
 
 _OPEN_END = 256
 
@@ -118,6 +121,9 @@ class Model:
             self._native = None
             for cache in list(self._caches):
                 cache.close()
+        for report in _native.take_leak_reports():
+            for owner, allocations, size in report:
+                log.warning("a pool was closed with %d bytes of %s in %d allocations", size, owner, allocations)
 
     def __enter__(self) -> Model:
         return self

@@ -6,7 +6,9 @@ namespace {
 constexpr uint32_t kMostQueries = 128;  // of a tile; see AttentionTile's kernels
 constexpr uint32_t kFewestQueries = 16;
 constexpr uint32_t kItemsPerThread = 4;
+// Partial results of segments: at most so many bytes, and no more than these rows of all heads take.
 constexpr size_t kPartialBytes = size_t{16} << 20;
+constexpr size_t kPartialRows = 4096;
 
 // How one submission's attention is cut into items. Runs are cut into tiles of query rows, tiles into units (a kv head,
 // or some of its query heads), and units, when there are few of them, into segments of history.
@@ -79,7 +81,9 @@ class Attention final : public Operation {
         most_rows_ = std::min(most_rows_, std::max(1u, p.inputs.max_tokens));
         // Per thread and kernel call; a part of the heads needs no more than all of them.
         p.reserve_scratch(kernels_.attention_scratch_bytes(most_rows_, heads_per_kv_, group_.head_size));
-        if (p.threads > 1) p.reserve_shared(kPartialBytes);
+        partial_bytes_ =
+            std::min(kPartialBytes, kPartialRows * group_.kv_heads * partial_floats(1, {}) * sizeof(float));
+        if (p.threads > 1) p.reserve_shared(partial_bytes_);
     }
 
     void run(Worker& worker) const noexcept override {
@@ -158,7 +162,7 @@ class Attention final : public Operation {
         Cut segmented = cut;
         segmented.segmented = true;
         segmented.items = count_items(submission, segmented);
-        const bool fits = segmented.items * partial_floats(cut.tile_rows, cut) * sizeof(float) <= kPartialBytes;
+        const bool fits = segmented.items * partial_floats(cut.tile_rows, cut) * sizeof(float) <= partial_bytes_;
         if (segmented.items > cut.items && fits) return segmented;
         // A short history: more threads share the kv heads, each with some of the query heads.
         while (cut.items < worker.threads && heads_per_kv_ % (2 * cut.head_parts) == 0) {
@@ -207,6 +211,7 @@ class Attention final : public Operation {
     const float* sinks_ = nullptr;
     uint32_t heads_per_kv_ = 1;
     uint32_t most_rows_ = 1;
+    size_t partial_bytes_ = 0;
 };
 
 }  // namespace
