@@ -2,6 +2,7 @@
 #include <benchmark/benchmark.h>
 
 #include <memory>
+#include <random>
 #include <vector>
 
 #include "fake_backend.h"
@@ -11,20 +12,69 @@
 namespace metallic {
 namespace {
 
-// One allocation and its release, among `range(0)` others of mixed sizes that stay.
+// Sizes as a model takes them, in an order that nothing can predict: from a row of logits to a slab of pages.
+std::vector<uint64_t> mixed_sizes() {
+    std::vector<uint64_t> sizes(4096);
+    std::mt19937 random(1);
+    for (uint64_t& bytes : sizes) bytes = (uint64_t{1} << (8 + random() % 12)) + random() % 4096;
+    return sizes;
+}
+
+// `count` allocations of mixed sizes, every other one freed again: heaps with holes.
+std::vector<Allocation> fill_with_holes(Pool& pool, int64_t count) {
+    std::vector<Allocation> held;
+    const std::vector<uint64_t> sizes = mixed_sizes();
+    for (int64_t i = 0; i < count; ++i) {
+        held.push_back(pool.allocate_bytes(sizes[static_cast<size_t>(i) % sizes.size()], Tag::kv, "others"));
+    }
+    for (size_t i = 0; i < held.size(); i += 2) held[i].reset();
+    return held;
+}
+
+// One allocation and its release, the lock and all statistics included, among others that stay.
 void allocate_and_free(benchmark::State& state) {
     Pool pool(std::make_shared<test::FakeBackend>(), 0);
-    std::vector<Allocation> others;
-    for (int64_t i = 0; i < state.range(0); ++i) {
-        others.push_back(pool.allocate_bytes(1024 * (1 + static_cast<uint64_t>(i) % 7), Tag::kv, "others"));
-    }
-    for (size_t i = 0; i < others.size(); i += 2) others[i].reset();
+    const std::vector<Allocation> others = fill_with_holes(pool, state.range(0));
+    const std::vector<uint64_t> sizes = mixed_sizes();
+    pool.allocate_bytes(1 << 20, Tag::kv, "warm").reset();
+    size_t turn = 0;
     for (auto _ : state) {
-        const Allocation allocation = pool.allocate_bytes(3000, Tag::activations, "bench");
+        const Allocation allocation = pool.allocate_bytes(sizes[turn++ % sizes.size()], Tag::kv, "bench");
         benchmark::DoNotOptimize(allocation.view().offset);
     }
 }
-BENCHMARK(allocate_and_free)->Arg(0)->Arg(100)->Arg(2000);
+BENCHMARK(allocate_and_free)->Arg(0)->Arg(100)->Arg(2000)->Arg(20000);
+
+// Allocations live for a while: each takes the place of one of 256, chosen at random.
+void replace_one_of_many(benchmark::State& state) {
+    Pool pool(std::make_shared<test::FakeBackend>(), 0);
+    const std::vector<uint64_t> sizes = mixed_sizes();
+    std::vector<Allocation> held(256);
+    std::mt19937 random(2);
+    std::vector<uint8_t> places(4096);
+    for (uint8_t& place : places) place = static_cast<uint8_t>(random());
+    size_t turn = 0;
+    const auto replace = [&] {
+        Allocation& place = held[places[turn % places.size()]];
+        place.reset();
+        place = pool.allocate_bytes(sizes[(turn * 7) % sizes.size()], Tag::activations, "bench");
+        ++turn;
+    };
+    for (int i = 0; i < 100'000; ++i) replace();
+    for (auto _ : state) replace();
+    state.counters["fragmentation"] = pool.statistics().fragmentation();
+    state.counters["used of heaps"] =
+        static_cast<double>(pool.statistics().current()) / static_cast<double>(pool.statistics().heap_bytes);
+}
+BENCHMARK(replace_one_of_many);
+
+// What reading the statistics costs while others wait for the lock.
+void read_statistics(benchmark::State& state) {
+    Pool pool(std::make_shared<test::FakeBackend>(), 0);
+    const std::vector<Allocation> others = fill_with_holes(pool, state.range(0));
+    for (auto _ : state) benchmark::DoNotOptimize(pool.statistics());
+}
+BENCHMARK(read_statistics)->Arg(100)->Arg(20000);
 
 // Pages of a model of 16 layers, 8 kv heads of 64, F16: 1 MiB each.
 const KvLayout kLayout = KvLayout::of({0, 8, 64, 16}, DType::F16);

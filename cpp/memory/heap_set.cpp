@@ -27,8 +27,13 @@ HeapSet::Arena& HeapSet::arena_of(const Request& request) noexcept {
     return arenas_[(request.storage == Storage::exclusive ? 2 : 0) + (request.tag == Tag::kv ? 1 : 0)];
 }
 
-std::optional<HeapSet::Place> HeapSet::take(const Request& request) {
-    return request.bytes > kLargest ? take_whole(request) : take_divided(request);
+bool HeapSet::take(const Request& request, Place& place) {
+    if (request.bytes > kLargest) return take_whole(request, place);
+    if (const auto block = arena_of(request).blocks.take(request.bytes)) {
+        enter(request, *block, place);
+        return true;
+    }
+    return grow(request, place);
 }
 
 void HeapSet::count(Slot& slot, const Request& request) noexcept {
@@ -39,11 +44,11 @@ void HeapSet::count(Slot& slot, const Request& request) noexcept {
 }
 
 // Memory that was in use must be idle; the ledger of a debug build knows.
-HeapSet::Place HeapSet::enter(const Request& request, const Tlsf::Block& block) {
+void HeapSet::enter(const Request& request, const Tlsf::Block& block, Place& place) {
     Slot& slot = slots_[block.region];
-    Place place{block.region, block.node,
-                slot.id,      {slot.heap.get(), block.offset, request.bytes},
-                block.fresh,  block.fresh && slot.heap->made_zero()};
+    place = {block.region, block.node,
+             slot.id,      {slot.heap.get(), block.offset, request.bytes},
+             block.fresh,  block.fresh && slot.zero};
     if (!block.fresh) {
         try {
             backend_.check_idle(place.view, request.owner);
@@ -53,39 +58,33 @@ HeapSet::Place HeapSet::enter(const Request& request, const Tlsf::Block& block) 
         }
     }
     count(slot, request);
-    return place;
 }
 
-std::optional<HeapSet::Place> HeapSet::take_divided(const Request& request) {
+// A heap more; where the budget is used up, whatever is free in any heap will do.
+bool HeapSet::grow(const Request& request, Place& place) {
     Arena& arena = arena_of(request);
-    if (const auto block = arena.blocks.take(request.bytes)) return enter(request, *block);
     const uint64_t growth = std::clamp(arena.bytes, Pool::kFirstHeapBytes, Pool::kHeapBytes);
-    const auto index = static_cast<uint32_t>(&arena - arenas_.data());
-    if (!add_heap(request, std::max(growth, request.bytes), index)) return squeeze(request);
-    return enter(request, *arena.blocks.take_any(request.bytes));
-}
-
-// The budget is used up: whatever is free in any heap will do.
-std::optional<HeapSet::Place> HeapSet::squeeze(const Request& request) {
-    const size_t own = static_cast<size_t>(&arena_of(request) - arenas_.data());
-    for (const size_t index : {own, own ^ 1}) {
-        if (const auto block = arenas_[index].blocks.take_any(request.bytes)) return enter(request, *block);
+    const auto own = static_cast<uint32_t>(&arena - arenas_.data());
+    add_heap(request, std::max(growth, request.bytes), own);
+    for (const uint32_t index : {own, own ^ 1}) {
+        const auto block = arenas_[index].blocks.take_any(request.bytes);
+        if (!block) continue;
+        enter(request, *block, place);
+        return true;
     }
-    return std::nullopt;
+    return false;
 }
 
-HeapSet::Place HeapSet::enter_whole(const Request& request, uint32_t index) {
+void HeapSet::enter_whole(const Request& request, uint32_t index, Place& place) {
     Slot& slot = slots_[index];
-    Place place{
-        index, 0, slot.id, {slot.heap.get(), 0, request.bytes}, !slot.touched, !slot.touched && slot.heap->made_zero()};
+    place = {index, 0, slot.id, {slot.heap.get(), 0, request.bytes}, !slot.touched, !slot.touched && slot.zero};
     if (slot.touched) backend_.check_idle(place.view, request.owner);
     slot.touched = true;
     count(slot, request);
-    return place;
 }
 
 // An empty heap that is little larger will do.
-std::optional<HeapSet::Place> HeapSet::take_whole(const Request& request) {
+bool HeapSet::take_whole(const Request& request, Place& place) {
     uint32_t best = kWhole;
     for (uint32_t i = 0; empty_ > 0 && i < slots_.size(); ++i) {
         const Slot& slot = slots_[i];
@@ -95,10 +94,13 @@ std::optional<HeapSet::Place> HeapSet::take_whole(const Request& request) {
         if (bytes < request.bytes || bytes - request.bytes > request.bytes / 8) continue;
         if (best == kWhole || bytes < slots_[best].heap->bytes()) best = i;
     }
-    if (best != kWhole) return enter_whole(request, best);
-    const auto added = add_heap(request, request.bytes, kWhole);
-    if (!added) return std::nullopt;
-    return enter_whole(request, *added);
+    if (best == kWhole) {
+        const auto added = add_heap(request, request.bytes, kWhole);
+        if (!added) return false;
+        best = *added;
+    }
+    enter_whole(request, best, place);
+    return true;
 }
 
 uint32_t HeapSet::free_slot() {
@@ -140,6 +142,7 @@ std::optional<uint32_t> HeapSet::add_heap(const Request& request, uint64_t most,
     Slot& slot = slots_[index];
     slot = Slot{};
     slot.heap = std::move(heap);
+    slot.zero = slot.heap->made_zero();
     slot.id = next_id_++;
     slot.arena = arena;
     slot.region = region;

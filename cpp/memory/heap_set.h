@@ -36,8 +36,8 @@ class HeapSet {
         Contents contents;
         std::string_view owner;
     };
-    // Where the budget leaves too little: nothing. Throws OutOfMemory where the device refuses.
-    std::optional<Place> take(const Request& request);
+    // False where the budget leaves too little. Throws OutOfMemory where the device refuses.
+    bool take(const Request& request, Place& place);
     void give(uint32_t heap, uint32_t node, uint64_t bytes, Tag tag, uint64_t now) noexcept;
 
     // Gives back heaps that were empty for the grace period; cheap when there are none.
@@ -65,6 +65,7 @@ class HeapSet {
         uint32_t arena = kWhole;  // that divides it; kWhole: it holds one allocation
         uint32_t region = 0;      // of the arena
         bool draining = false;
+        bool zero = false;     // it was made of zeros
         bool touched = false;  // of a whole heap: it was handed out before
     };
     // Heaps of one storage that are divided.
@@ -74,11 +75,10 @@ class HeapSet {
     };
 
     Arena& arena_of(const Request& request) noexcept;
-    std::optional<Place> take_divided(const Request& request);
-    std::optional<Place> take_whole(const Request& request);
-    std::optional<Place> squeeze(const Request& request);
-    Place enter(const Request& request, const Tlsf::Block& block);
-    Place enter_whole(const Request& request, uint32_t index);
+    bool grow(const Request& request, Place& place);
+    bool take_whole(const Request& request, Place& place);
+    void enter(const Request& request, const Tlsf::Block& block, Place& place);
+    void enter_whole(const Request& request, uint32_t index, Place& place);
     void count(Slot& slot, const Request& request) noexcept;
     std::optional<uint32_t> add_heap(const Request& request, uint64_t most, uint32_t arena);
     std::shared_ptr<Heap> create(const Request& request, uint64_t& granted);

@@ -4,35 +4,27 @@
 
 namespace metallic {
 
-uint32_t Owners::find_or_add(std::string_view name) {
-    if (last_ < uses_.size() && uses_[last_].owner == name) return last_;
-    if (const auto known = by_name_.find(name); known != by_name_.end()) return last_ = known->second;
-    if (idle_ > kIdle) forget_idle();
-    if (unused_.empty()) {
-        uses_.emplace_back();
-        unused_.reserve(uses_.size());  // forget_idle cannot fail then
-        unused_.push_back(static_cast<uint32_t>(uses_.size() - 1));
+uint32_t Owners::look_up(std::string_view name) {
+    last_ = kNone;
+    auto known = by_name_.find(name);
+    if (known == by_name_.end()) {
+        if (idle_ > kIdle) forget_idle();
+        if (unused_.empty()) {
+            unused_.reserve(names_.size() + 1);  // forget_idle cannot fail then
+            uses_.reserve(names_.size() + 1);
+            names_.emplace_back();
+            uses_.emplace_back();
+            unused_.push_back(static_cast<uint32_t>(names_.size() - 1));
+        }
+        const uint32_t owner = unused_.back();
+        names_[owner] = name;
+        known = by_name_.emplace(names_[owner], owner).first;
+        unused_.pop_back();
+        ++idle_;
     }
-    const uint32_t owner = unused_.back();
-    uses_[owner].owner = name;
-    by_name_.emplace(uses_[owner].owner, owner);
-    unused_.pop_back();
-    ++idle_;
-    return last_ = owner;
-}
-
-void Owners::count(uint32_t owner, uint64_t bytes) noexcept {
-    OwnerUse& use = uses_[owner];
-    idle_ -= use.allocations == 0;
-    ++use.allocations;
-    use.bytes += bytes;
-}
-
-void Owners::uncount(uint32_t owner, uint64_t bytes) noexcept {
-    OwnerUse& use = uses_[owner];
-    --use.allocations;
-    use.bytes -= bytes;
-    idle_ += use.allocations == 0;
+    last_ = known->second;
+    last_name_ = known->first;
+    return last_;
 }
 
 void Owners::forget_idle() noexcept {
@@ -42,13 +34,12 @@ void Owners::forget_idle() noexcept {
         return true;
     });
     idle_ = 0;
-    last_ = ~uint32_t{0};
 }
 
 std::vector<OwnerUse> Owners::live() const {
     std::vector<OwnerUse> result;
-    for (const OwnerUse& use : uses_) {
-        if (use.allocations) result.push_back(use);
+    for (size_t i = 0; i < uses_.size(); ++i) {
+        if (uses_[i].allocations) result.push_back({names_[i], uses_[i].allocations, uses_[i].bytes});
     }
     std::sort(result.begin(), result.end(), [](const OwnerUse& a, const OwnerUse& b) {
         return a.bytes != b.bytes ? a.bytes > b.bytes : a.owner < b.owner;

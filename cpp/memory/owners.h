@@ -23,21 +23,38 @@ class Owners {
   public:
     static constexpr size_t kIdle = 1024;
 
-    uint32_t find_or_add(std::string_view name);
-    void count(uint32_t owner, uint64_t bytes) noexcept;
-    void uncount(uint32_t owner, uint64_t bytes) noexcept;
-    const std::string& name(uint32_t owner) const noexcept { return uses_[owner].owner; }
+    uint32_t find_or_add(std::string_view name) { return last_ != kNone && name == last_name_ ? last_ : look_up(name); }
+    void count(uint32_t owner, uint64_t bytes) noexcept {
+        Use& use = uses_[owner];
+        idle_ -= use.allocations == 0;
+        ++use.allocations;
+        use.bytes += bytes;
+    }
+    void uncount(uint32_t owner, uint64_t bytes) noexcept {
+        Use& use = uses_[owner];
+        --use.allocations;
+        use.bytes -= bytes;
+        idle_ += use.allocations == 0;
+    }
+    const std::string& name(uint32_t owner) const noexcept { return names_[owner]; }
     size_t known() const noexcept { return by_name_.size(); }
     // Those with live allocations, most bytes first.
     std::vector<OwnerUse> live() const;
 
   private:
+    static constexpr uint32_t kNone = ~uint32_t{0};
+    struct Use {
+        uint64_t allocations = 0, bytes = 0;
+    };
+    uint32_t look_up(std::string_view name);
     void forget_idle() noexcept;
 
-    std::deque<OwnerUse> uses_;  // stays in place: the map's keys are views of the names
+    std::deque<std::string> names_;  // stay in place: the map's keys are views of them
+    std::vector<Use> uses_;
     std::unordered_map<std::string_view, uint32_t> by_name_;
     std::vector<uint32_t> unused_;
-    uint32_t last_ = ~uint32_t{0};
+    uint32_t last_ = kNone;  // the one that was looked up last
+    std::string_view last_name_;
     size_t idle_ = 0;
 };
 

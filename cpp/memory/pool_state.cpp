@@ -42,27 +42,26 @@ uint64_t PoolState::now() const noexcept {
     return options.clock ? options.clock() : system_clock_ns();
 }
 
-std::optional<Allocation> PoolState::try_allocate(const HeapSet::Request& request) {
+bool PoolState::try_allocate(const HeapSet::Request& request, Allocation& allocation) {
     const std::lock_guard lock(mutex_);
     const uint64_t time = now();
     heaps_.expire(time);
     const uint32_t owner = owners_.find_or_add(request.owner);
-    const std::optional<HeapSet::Place> place = heaps_.take(request);
-    if (!place) return std::nullopt;
+    HeapSet::Place place;
+    if (!heaps_.take(request, place)) return false;
     owners_.count(owner, request.bytes);
     use(request.tag).add(request.bytes, time);
     ++live_;
-    Allocation allocation;
     allocation.pool_ = this;
-    allocation.view_ = place->view;
+    allocation.view_ = place.view;
     allocation.reserved_ = request.bytes;
-    allocation.heap_id_ = place->id;
-    allocation.heap_ = place->heap;
-    allocation.node_ = place->node;
+    allocation.heap_id_ = place.id;
+    allocation.heap_ = place.heap;
+    allocation.node_ = place.node;
     allocation.owner_ = owner;
     allocation.tag_ = request.tag;
-    allocation.zeroed_ = place->zero;
-    return allocation;
+    allocation.zeroed_ = place.zero;
+    return true;
 }
 
 Allocation PoolState::allocate(uint64_t bytes, Tag tag, std::string_view owner, Storage storage, Contents contents) {
@@ -71,20 +70,19 @@ Allocation PoolState::allocate(uint64_t bytes, Tag tag, std::string_view owner, 
     const uint64_t reserved = std::max(Pool::kAlignment, whole);
     if (reserved < bytes) throw OutOfMemory("an allocation of impossible size", bytes, 0, std::string(owner));
     const HeapSet::Request request{reserved, tag, storage, contents, owner};
-    std::optional<Allocation> found = try_allocate(request);
+    Allocation allocation;
     // Pools that share the budget may hold heaps that they do not use.
-    if (!found && budget->reclaim() > 0) found = try_allocate(request);
-    if (!found) {
+    if (!try_allocate(request, allocation) && !(budget->reclaim() > 0 && try_allocate(request, allocation))) {
         throw OutOfMemory("the memory budget of " + std::to_string(budget->limit()) + " bytes is used up", reserved,
                           budget->available(), std::string(owner));
     }
-    found->view_.bytes = bytes;
-    found->elements_ = bytes;
-    if (contents == Contents::zero && !found->zeroed_) {
-        backend->clear(found->view_);  // not under the lock: it may wait for the device
-        found->zeroed_ = true;
+    allocation.view_.bytes = bytes;
+    allocation.elements_ = bytes;
+    if (contents == Contents::zero && !allocation.zeroed_) {
+        backend->clear(allocation.view_);  // not under the lock: it may wait for the device
+        allocation.zeroed_ = true;
     }
-    return std::move(*found);
+    return allocation;
 }
 
 void PoolState::release(Allocation& allocation) noexcept {

@@ -41,7 +41,7 @@ class PoolState : public std::enable_shared_from_this<PoolState> {
     const PoolOptions options;
 
   private:
-    std::optional<Allocation> try_allocate(const HeapSet::Request& request);
+    bool try_allocate(const HeapSet::Request& request, Allocation& allocation);
     UseOverTime& use(Tag tag) noexcept { return uses_[static_cast<size_t>(tag)]; }
 
     mutable std::mutex mutex_;
