@@ -266,7 +266,7 @@ TEST_F(MetalBackend, SeveralSubmissionsAreInFlight) {
         got[i].resize(expected[i].size());
         runs[i] = {0, 1, i, false};
         tickets.push_back(session.backend->submit(
-            *session.plan, {{&tokens[i], 1}, {&runs[i], 1}, tables, outputs, got[i].data(), {}}));
+            *session.plan, {{&tokens[i], 1}, {&runs[i], 1}, tables, outputs, got[i].data(), {}, nullptr, {}}));
     }
     for (auto ticket = tickets.rbegin(); ticket != tickets.rend(); ++ticket) session.backend->wait(*ticket);
     for (const Ticket ticket : tickets) EXPECT_NO_THROW(session.backend->wait(ticket)) << "a second time";

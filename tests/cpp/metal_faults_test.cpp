@@ -121,7 +121,7 @@ TEST_F(MetalFaults, AMappingLongerThanABufferIsSeenThroughSeveral) {
         const metallic::Run run{0, 3, 0, false};
         const uint32_t outputs[] = {0, 1, 2};
         float logits[3 * 32] = {};
-        backend->wait(backend->submit(*plan, {tokens, {&run, 1}, {}, outputs, logits, {}}));
+        backend->wait(backend->submit(*plan, {tokens, {&run, 1}, {}, outputs, logits, {}, nullptr, {}}));
         const std::vector<double> wanted = table.elements(0);
         for (uint32_t i = 0; i < 96; ++i) {
             EXPECT_EQ(double{logits[i]}, wanted[static_cast<size_t>(tokens[i / 32]) * 32 + i % 32]);
