@@ -33,9 +33,7 @@ def test_the_prediction_is_what_a_run_takes(load_golden: Load, name: str, kv_typ
     model = load_golden(name, kv_type=kv_type, batch_tokens=batch_tokens, context_length=tokens, threads=3)
     ids = np.random.default_rng(0).integers(0, model.vocabulary_size, tokens).tolist()
     cache = model.new_cache()
-    cache.extend(ids[:150], planned=tokens)
-    for token in ids[150:]:
-        cache.extend([token], planned=tokens)
+    cache.extend(ids, planned=tokens)
     report = model.memory()
     predicted = asdict(estimate) | {"kv": estimate.kv}
     for tag in TAGS:

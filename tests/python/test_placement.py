@@ -83,7 +83,7 @@ def test_what_is_no_rule_is_refused(weights: str) -> None:
 def test_layers_are_counted_in_whole_numbers(gpu_layers: Any) -> None:
     with pytest.raises(mn.RequestError, match="gpu_layers must be an integer between 0 and"):
         mn.load(LLAMA, gpu_layers=gpu_layers)
-    with pytest.raises(mn.RequestError, match="weights must be a str"):
+    with pytest.raises(mn.RequestError, match="weights must be rules of placement"):
         mn.load(LLAMA, weights=3)  # type: ignore[arg-type]
 
 

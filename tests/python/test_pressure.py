@@ -38,10 +38,12 @@ def page_bytes(model: mn.Model) -> int:
 
 
 def budget_of(path: Path, pages: int) -> int:
-    """A budget in which about so many pages find room beside what the model takes in any case."""
+    """A budget in which about so many pages find room beside what the model takes in any case, in heaps of whole pages
+    of the system.
+    """
     with mn.load(path, batch_tokens=64) as model:
         report = model.memory()
-        return report.current - report.mapped_bytes + pages * page_bytes(model)
+        return report.current - report.mapped_bytes + (16 << 10) * report.heaps + pages * page_bytes(model)
 
 
 @pytest.fixture
