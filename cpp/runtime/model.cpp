@@ -488,6 +488,7 @@ void Model::carry_out(const MemoryDecision& decision) {
     if (decision.evict_weights) {
         const std::lock_guard submission(submission_);
         log_.record(MemoryAction::evict_weights, plan_->evict_weights(), "weights", "the model was idle");
+        pool_.drop_empty_heaps();
     }
     if (decision.evict_bytes || decision.compact || decision.evict_weights) admission_->notify();
 }
