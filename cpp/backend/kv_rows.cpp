@@ -5,6 +5,7 @@
 #include <bit>
 #include <cmath>
 #include <cstring>
+#include <vector>
 
 #include "core/blocks.h"
 #include "core/half.h"
@@ -155,6 +156,24 @@ void write_kv_row(const KvLayout& layout, KvSide side, const float* x, std::byte
     }
     if (rows.dtype == DType::F32) std::memcpy(row, x, n * sizeof(float));
     if (dtype_info(rows.dtype).quantised) write_blocks(rows.dtype, x, n, row);
+}
+
+std::unique_ptr<std::byte[]> convert_kv_page(const KvLayout& from, const std::byte* page, const KvLayout& to) {
+    auto result = std::make_unique_for_overwrite<std::byte[]>(to.page_bytes);
+    std::vector<float> row(from.head_size);
+    for (uint32_t layer = 0; layer < from.layers; ++layer) {
+        for (const KvSide side : {KvSide::keys, KvSide::values}) {
+            for (uint32_t head = 0; head < from.kv_heads; ++head) {
+                const std::byte* in = page + from.at(side, layer, head);
+                std::byte* out = result.get() + to.at(side, layer, head);
+                for (uint32_t token = 0; token < kPageTokens; ++token) {
+                    read_kv_row(from, side, in + uint64_t{token} * from.rows(side).row_bytes, row.data());
+                    write_kv_row(to, side, row.data(), out + uint64_t{token} * to.rows(side).row_bytes);
+                }
+            }
+        }
+    }
+    return result;
 }
 
 }  // namespace metallic

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstddef>
+#include <memory>
 #include <span>
 
 #include "backend/kv_layout.h"
@@ -23,5 +24,8 @@ void read_kv_row(const KvLayout& layout, KvSide side, const std::byte* row, floa
 // of two; kept as F16, quants x / scale rounded to nearest even. A block with a NaN becomes NaNs. Blocks are padded
 // with zeros.
 void write_kv_row(const KvLayout& layout, KvSide side, const float* x, std::byte* row) noexcept;
+
+// A page in another layout of the same cache group: row by row, rounded to its types.
+std::unique_ptr<std::byte[]> convert_kv_page(const KvLayout& from, const std::byte* page, const KvLayout& to);
 
 }  // namespace metallic

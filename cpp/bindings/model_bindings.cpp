@@ -162,11 +162,14 @@ std::shared_ptr<Model> make_model(std::shared_ptr<ModelFile> file, const Program
     options.precision = parse_precision(precision);
     if (eviction == "save") {
         options.eviction = Eviction::save;
+    } else if (eviction == "compress") {
+        options.eviction = Eviction::compress;
     } else if (eviction == "recompute") {
         options.eviction = Eviction::recompute;
     } else if (eviction != "auto") {
-        throw RequestError("evicted pages are saved (\"save\") or computed again (\"recompute\"), not \"" + eviction +
-                           "\"");
+        throw RequestError(
+            "evicted pages are saved (\"save\", \"compress\") or computed again (\"recompute\"), not \"" + eviction +
+            "\"");
     }
     const nb::gil_scoped_release release;
     std::shared_ptr<Backend> backend = create_backend({device, threads});
@@ -250,6 +253,11 @@ void bind_model(nb::module_& m) {
             nb::arg("length"),
             "Forgets the tokens from `length` on. False, and nothing changed, when a window no longer holds what a "
             "query there would see.")
+        .def(
+            "forget",
+            [](SequenceHandle& s, uint32_t first, uint32_t count) { s.model()->forget(*s.get(), first, count); },
+            nb::arg("first"), nb::arg("count"),
+            "Takes tokens out of the middle. Those behind them are computed again when the sequence is run.")
         .def(
             "fork", [](const SequenceHandle& s) { return SequenceHandle(s.model(), s.model()->fork(*s.get())); },
             "A second sequence that shares this one's pages.")
@@ -351,9 +359,8 @@ void bind_model(nb::module_& m) {
         "What a model of this program takes on a device: (bytes of weights, bytes of activations, [(window, bytes of "
         "a page, bytes that it takes from the pool) of each cache group]). Compiles the program, with the weights "
         "where the file is mapped: none is read but the few that a plan converts.");
-    m.def(
-        "held_pages", &PageStore::held_pages, nb::arg("page_bytes"), nb::arg("pages"),
-        "How many pages of so many bytes a cache group holds, in slabs, once so many have tokens in them.");
+    m.def("held_pages", &PageStore::held_pages, nb::arg("page_bytes"), nb::arg("pages"),
+          "How many pages of so many bytes a cache group holds, in slabs, once so many have tokens in them.");
     m.def(
         "check_kv_types", [](const std::string& kv_type) { return KvTypes::parse(kv_type).text(); }, nb::arg("kv_type"),
         "The types of keys and values that a text asks for, in their shortest form; RequestError for other text.");

@@ -8,11 +8,22 @@
 #include "trace/events.h"
 
 namespace metallic {
+namespace {
+
+// Sides of more than 8 bits in 8 bits.
+KvLayout packed_layout(const KvGroup& group) {
+    const auto packed = [](DType dtype) { return dtype == DType::Q8_0 || dtype == DType::Q4_0 ? dtype : DType::Q8_0; };
+    const KvPair types = group.layout.types();
+    return KvLayout::of(group.group, {packed(types.keys), packed(types.values)});
+}
+
+}  // namespace
 
 KvCache::KvCache(std::vector<KvGroup> groups, uint32_t batch_tokens, Eviction eviction, MemoryLog& log)
     : groups_(std::move(groups)), batch_tokens_(batch_tokens), eviction_(eviction), log_(log) {
     for (const KvGroup& group : groups_) {
         stores_.push_back(std::make_unique<PageStore>(*group.pool, *group.backend, group.layout, group.owner));
+        if (eviction_ == Eviction::compress) packed_.push_back(packed_layout(group));
     }
 }
 
@@ -111,15 +122,14 @@ KvCache::Room KvCache::prepare(Sequence& sequence, uint32_t count, std::span<Seq
 }
 
 uint64_t KvCache::evict(Sequence& sequence, std::string_view reason) {
-    if (eviction_ == Eviction::save) {
-        const uint64_t before = sequence.own_bytes();
+    if (eviction_ != Eviction::recompute) {
+        const MemoryAction action = packed_.empty() ? MemoryAction::save : MemoryAction::compress;
         try {
-            const uint64_t freed = sequence.save();
-            log_.record(MemoryAction::save, freed, "kv", reason);
+            const uint64_t freed = sequence.save(packed_);
+            log_.record(action, freed, "kv", reason);
             return freed;
         } catch (const std::exception&) {
-            // Host memory is short too, or the device refused the copy: what is left is computed again.
-            log_.record(MemoryAction::save, before - sequence.own_bytes(), "kv", reason);
+            // Host memory is short too, or the device refused the copy: all of it is computed again.
         }
     }
     const uint64_t freed = sequence.drop();

@@ -26,6 +26,7 @@ struct KvGroup {
 // What becomes of the pages of a sequence that has to make room.
 enum class Eviction : uint8_t {
     save,       // they wait in host memory: the same bytes come back
+    compress,   // they wait in host memory in 8 bits, where they have more: what comes back is rounded
     recompute,  // they are dropped: the tokens are computed again
 };
 
@@ -90,6 +91,7 @@ class KvCache {
     const uint32_t batch_tokens_;
     const Eviction eviction_;
     MemoryLog& log_;
+    std::vector<KvLayout> packed_;  // by group, if evicted pages are compressed
     std::vector<std::unique_ptr<PageStore>> stores_;
     std::vector<Sequence*> sequences_;
     uint64_t ages_ = 0;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "backend/kv_rows.h"
 #include "core/error.h"
 
 namespace metallic {
@@ -78,7 +79,7 @@ void Sequence::pop_page(Table& table) noexcept {
         table.store->give(page);
     } else {
         --saved_pages_;
-        saved_bytes_ -= table.store->layout().page_bytes;
+        saved_bytes_ -= table.saved.back().layout.page_bytes;
     }
     table.pages.pop_back();
     if (!table.saved.empty()) table.saved.pop_back();
@@ -97,6 +98,15 @@ bool Sequence::truncate(uint32_t length) {
     tokens_.resize(length);
     cached_ = kept;
     return true;
+}
+
+void Sequence::forget(uint32_t first, uint32_t count) {
+    if (first > length() || count > length() - first) throw Error("a sequence without the tokens to be forgotten");
+    const std::vector<int32_t> behind(tokens_.begin() + first + count, tokens_.end());
+    std::vector<int32_t> kept(tokens_.begin(), tokens_.begin() + first);
+    kept.insert(kept.end(), behind.begin(), behind.end());
+    if (!truncate(first)) drop();
+    tokens_ = std::move(kept);
 }
 
 void Sequence::clear() noexcept {
@@ -151,26 +161,28 @@ uint64_t Sequence::own_bytes() const noexcept {
     return bytes;
 }
 
-uint64_t Sequence::save() {
+uint64_t Sequence::save(std::span<const KvLayout> packed) {
     // Pages that were taken ahead of their tokens hold nothing.
     for (Table& table : tables_) {
         const uint32_t keep = std::max(pages_for(cached_), table.first_page) - table.first_page;
         while (table.pages.size() > keep) pop_page(table);
     }
     uint64_t freed = 0;
-    for (Table& table : tables_) {
+    for (size_t g = 0; g < tables_.size(); ++g) {
+        Table& table = tables_[g];
         table.saved.resize(table.pages.size());
-        const uint64_t bytes = table.store->layout().page_bytes;
+        const KvLayout& layout = table.store->layout();
         for (size_t i = 0; i < table.pages.size(); ++i) {
             const uint64_t page = table.pages[i];
             if (page == 0 || table.store->references(page) != 1) continue;
-            auto memory = std::make_unique_for_overwrite<std::byte[]>(bytes);
-            table.store->backend().download(table.store->view(page), {memory.get(), bytes});
-            table.saved[i] = std::move(memory);
+            Saved saved{std::make_unique_for_overwrite<std::byte[]>(layout.page_bytes), layout};
+            table.store->backend().download(table.store->view(page), {saved.bytes.get(), layout.page_bytes});
+            if (!packed.empty()) saved = {convert_kv_page(layout, saved.bytes.get(), packed[g]), packed[g]};
+            saved_bytes_ += saved.layout.page_bytes;
+            ++saved_pages_;
+            table.saved[i] = std::move(saved);
             table.store->give(page);
             table.pages[i] = 0;
-            ++saved_pages_;
-            saved_bytes_ += bytes;
             freed += table.store->page_stride();
         }
     }
@@ -180,21 +192,27 @@ uint64_t Sequence::save() {
 uint64_t Sequence::restore() {
     uint64_t brought = 0;
     for (Table& table : tables_) {
-        const uint64_t bytes = table.store->layout().page_bytes;
+        const KvLayout& layout = table.store->layout();
         for (size_t i = 0; i < table.pages.size(); ++i) {
             if (table.pages[i] != 0) continue;
+            Saved& saved = table.saved[i];
             const uint64_t page = table.store->take();
             try {
-                table.store->backend().upload({table.saved[i].get(), bytes}, table.store->view(page));
+                if (saved.layout != layout) {
+                    auto whole = convert_kv_page(saved.layout, saved.bytes.get(), layout);
+                    saved_bytes_ = saved_bytes_ - saved.layout.page_bytes + layout.page_bytes;
+                    saved = {std::move(whole), layout};
+                }
+                table.store->backend().upload({saved.bytes.get(), layout.page_bytes}, table.store->view(page));
             } catch (...) {
                 table.store->give(page);
                 throw;
             }
             table.pages[i] = page;
-            table.saved[i].reset();
+            saved.bytes.reset();
             --saved_pages_;
-            saved_bytes_ -= bytes;
-            brought += bytes;
+            saved_bytes_ -= layout.page_bytes;
+            brought += layout.page_bytes;
         }
         table.saved.clear();
     }

@@ -41,6 +41,9 @@ class Sequence {
     // Forgets the tokens from `length` on. False when a window group no longer has what a query there would see: the
     // sequence is unchanged then.
     bool truncate(uint32_t length);
+    // Takes `count` tokens from `first` on out of the middle. Those behind them lose their keys and values, which
+    // depend on where a token is and on what came before it: they are computed again when the sequence is run.
+    void forget(uint32_t first, uint32_t count);
     void clear() noexcept;
     // A second sequence with the same history. All pages are shared; the first to write into one copies it. A copy of a
     // sequence that is not resident has the tokens and no pages.
@@ -48,9 +51,10 @@ class Sequence {
 
     // What `save` or `drop` would give back: the bytes of pages that nobody shares.
     uint64_t own_bytes() const noexcept;
-    // Moves the pages that nobody shares to host memory. Returns the bytes given back; also where it throws, every page
-    // is either here or there.
-    uint64_t save();
+    // Moves the pages that nobody shares to host memory, as they are or, where `packed` has a layout for each group, in
+    // that of smaller types: what comes back is rounded then. Returns the bytes given back; also where it throws, every
+    // page is either here or there.
+    uint64_t save(std::span<const KvLayout> packed = {});
     // Takes pages for what was saved. Throws OutOfMemory; pages that came back until then stay.
     uint64_t restore();
     // Gives all pages back and forgets what was in them. Returns the bytes given back.
@@ -75,13 +79,17 @@ class Sequence {
     uint64_t last_used_ns = 0;
 
   private:
+    struct Saved {
+        std::unique_ptr<std::byte[]> bytes;
+        KvLayout layout;
+    };
     struct Table {
         PageStore* store;
         uint32_t window;
         uint32_t first_page = 0;
-        size_t held = 0;                                  // pages before growing
-        std::vector<uint64_t> pages;                      // 0: saved
-        std::vector<std::unique_ptr<std::byte[]>> saved;  // empty, or one per page
+        size_t held = 0;              // pages before growing
+        std::vector<uint64_t> pages;  // 0: saved
+        std::vector<Saved> saved;     // empty, or one per page
     };
     void grow(Table& table, uint32_t pages);
     template <typename Wanted>

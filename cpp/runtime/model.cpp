@@ -186,6 +186,19 @@ bool Model::truncate(Sequence& sequence, uint32_t length) {
     return sequence.truncate(length);
 }
 
+void Model::forget(Sequence& sequence, uint32_t first, uint32_t count) {
+    {
+        const std::lock_guard lock(cache_->mutex());
+        check_idle(sequence);
+        if (first > sequence.length() || count > sequence.length() - first) {
+            throw RequestError("the sequence of " + std::to_string(sequence.length()) + " tokens has none from " +
+                               std::to_string(first) + " to " + std::to_string(uint64_t{first} + count));
+        }
+        sequence.forget(first, count);
+    }
+    admission_->notify();
+}
+
 void Model::reserve(Sequence& sequence, uint32_t length) {
     if (length > options_.context_length) throw RequestError("a reservation beyond the context length");
     const std::lock_guard lock(cache_->mutex());
@@ -287,8 +300,8 @@ KvCache::Room Model::add_run(Pass& pass, size_t index, uint32_t count) {
     return KvCache::Room::made;
 }
 
-// Fills the batch with the next tokens of the requests, in order. Its outputs are logits or candidates, not both. False when it is empty
-// for want of memory.
+// Fills the batch with the next tokens of the requests, in order. Its outputs are logits or candidates, not both. False
+// when it is empty for want of memory.
 bool Model::fill_batch(Pass& pass) {
     tokens_.clear();
     runs_.clear();

@@ -72,6 +72,8 @@ class Model : public std::enable_shared_from_this<Model> {
     // These throw RequestError while a forward pass holds the sequence.
     std::shared_ptr<Sequence> fork(const Sequence& sequence);
     bool truncate(Sequence& sequence, uint32_t length);
+    // Takes `count` tokens from `first` on out; see Sequence::forget.
+    void forget(Sequence& sequence, uint32_t first, uint32_t count);
     // Takes the pages for `length` tokens now. Throws OutOfMemory.
     void reserve(Sequence& sequence, uint32_t length);
     // Gives the pages of an idle sequence up, as under pressure; they are back when it is run. Returns the bytes.

@@ -193,6 +193,62 @@ def test_one_pass_over_more_sequences_than_fit(load: Load) -> None:
     assert model.memory().heap_bytes <= model.memory().budget
 
 
+def test_compressed_pages_come_back_rounded(load: Load) -> None:
+    whole, packed = load(eviction="save"), load(eviction="compress")
+    tokens = ids(300, 1)
+    outputs = []
+    for model in (whole, packed):
+        cache = model.new_cache()
+        cache.extend(tokens, planned=400)
+        held = model.memory().pages * page_bytes(model)
+        cache._sequence.evict()
+        outputs.append((model.memory().saved_bytes / held, cache.extend([7], planned=400)[0]))
+        assert model.memory().saved_bytes == 0
+        cache.close()
+    (saved, exact), (compressed, rounded) = outputs
+    assert saved == 1
+    assert compressed == pytest.approx(34 / 64)  # blocks of 32 in 34 bytes instead of 64
+    assert "compress" in packed.memory().actions
+    assert not np.array_equal(exact, rounded)
+    np.testing.assert_allclose(rounded, exact, rtol=0, atol=0.05 * np.abs(exact).max())
+
+
+# ---- the end of the context -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("keep", [0, 10, 64])
+def test_a_context_shift_goes_on_as_if_the_prompt_had_been_what_is_left(load: Load, keep: int) -> None:
+    model, free = load(context_length=256), load()
+    prompt = ids(100, 2)
+    generation = model.generate(prompt, 400, GREEDY, ignore_eos=True, context_shift=keep)
+    assert len(generation.token_ids) == 400
+    assert generation.finish_reason == "length"
+    tokens, shifts = list(prompt), 0
+    for token in generation.token_ids:
+        if len(tokens) > 256:
+            # The token drawn last is the one that found no room.
+            del tokens[keep : keep + (256 - keep) // 2]
+            shifts += 1
+        if shifts or len(tokens) % 50 == 0:
+            logits = free.logits(tokens)[0]
+            best = np.sort(logits)[-2:]
+            if model.device["backend"] == "cpu" or best[1] - best[0] > 1e-3:
+                assert int(logits.argmax()) == token
+        tokens.append(token)
+        if shifts == 2:
+            break
+    assert shifts == 2
+    assert model.memory().tags["kv"].current == 0
+
+
+def test_without_a_shift_the_context_ends_a_generation(load: Load) -> None:
+    model = load(context_length=64)
+    assert model.generate(ids(40, 2), 400, GREEDY, ignore_eos=True).finish_reason == "context"
+    for wrong in (-1, 63, True, 1.5, "0"):
+        with pytest.raises(mn.RequestError, match="context_shift"):
+            model.generate(ids(40, 2), 400, GREEDY, context_shift=wrong)  # type: ignore[arg-type]
+
+
 # ---- admission ------------------------------------------------------------------------------------------------------
 
 
@@ -236,7 +292,7 @@ def test_a_paused_generation_does_not_block_others(load: Load) -> None:
 
 def test_what_can_never_fit_is_refused_with_what_would(load: Load) -> None:
     model = load(pages=20)
-    with pytest.raises(mn.OutOfMemory, match="at most [0-9]+ tokens") as caught:
+    with pytest.raises(mn.OutOfMemory, match=r"at most [0-9]+ tokens") as caught:
         model.generate(ids(100, 0), 3000, GREEDY)
     error = caught.value
     assert error.owner == "kv"

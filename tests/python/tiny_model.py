@@ -30,6 +30,8 @@ def write_tiny_llama(
     writer.add_feed_forward_length(INNER)
     writer.add_head_count(heads)
     writer.add_head_count_kv(KV_HEADS)
+    writer.add_key_length(head_size)
+    writer.add_value_length(head_size)
     writer.add_rope_dimension_count(head_size)
     writer.add_rope_freq_base(1e6)
     writer.add_layer_norm_rms_eps(1e-5)

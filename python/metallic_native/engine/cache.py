@@ -81,6 +81,14 @@ class CachedTokens:
         self._extended = extended
         return keep
 
+    def shift(self, keep: int, count: int) -> None:
+        """Forget ``count`` tokens behind the first ``keep``. Those that follow them are computed again, at their new
+        places, by the next call that appends tokens.
+        """
+        self._open()
+        self._sequence.forget(keep, count)
+        del self.tokens[keep : keep + count]
+
     def extend(
         self, ids: Sequence[int], planned: int, all_positions: bool = False, holder: int | None = None
     ) -> npt.NDArray[np.float32]:

@@ -39,6 +39,8 @@ class GenerationStats:
     decode_seconds: float = 0.0
     """From then to the last token."""
     first_token_seconds: float = 0.0
+    context_shifts: int = 0
+    """How often the oldest tokens were dropped because the context was full."""
 
     @property
     def prompt_tokens_per_second(self) -> float:
@@ -136,19 +138,21 @@ def generate_chunks(
     chain: SamplerChain,
     rule: StopRule,
     max_tokens: int,
-    room: int,
+    room: int | None,
     stats: GenerationStats,
     started: float,
 ) -> Iterator[Chunk]:
     """Draw tokens from the output ``first`` on. ``forward`` appends tokens to the sequence and gives the next output.
 
-    ``room`` is how many tokens the context has left behind the prompt; ``started`` the time that ``stats`` count from.
+    ``room`` is how many tokens the context has left behind the prompt, None where ``forward`` makes room itself;
+    ``started`` the time that ``stats`` count from.
     """
     written = _Text(StreamingDetokenizer(tokenizer, previous=prompt), StopMatcher(rule.texts))
     output = first
     decoding_since = time.perf_counter()
-    limit = min(max_tokens, room + 1)  # the last token need not be computed, so it needs no room
-    reason: FinishReason = "length" if max_tokens <= room + 1 else "context"
+    # The last token need not be computed, so it needs no room.
+    limit = max_tokens if room is None else min(max_tokens, room + 1)
+    reason: FinishReason = "length" if limit == max_tokens else "context"
     for count in range(limit):
         drawn = _draw(chain, output)
         now = time.perf_counter()

@@ -193,6 +193,7 @@ class Model:
         *,
         stats: GenerationStats | None = None,
         cache: CachedTokens | None = None,
+        context_shift: int | None = None,
     ) -> Iterator[Chunk]:
         """Generate, a chunk per token; the last one has a ``finish_reason``. Closing the iterator ends the generation.
 
@@ -200,14 +201,20 @@ class Model:
         sequence for a later call, whose prompt begins with the same tokens; without one it ends with the generation.
         """
         ids = self.prompt_ids(prompt)
-        limit = self.context_length + 1 if max_tokens is None else max_tokens  # more than there is room for
+        unlimited = self.context_length + 1 if context_shift is None else 2**63  # more than there is room for
+        limit = unlimited if max_tokens is None else max_tokens
         if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
             raise RequestError(f"max_tokens must be at least 1, not {max_tokens!r}")
         if cache is not None and not cache.belongs_to(self.native):
             raise RequestError("the cache belongs to another model, or is closed")
+        if context_shift is not None and (
+            type(context_shift) is not int or not 0 <= context_shift <= self.context_length - 2
+        ):
+            most = self.context_length - 2
+            raise RequestError(f"context_shift is how many tokens to keep, 0 to {most}, not {context_shift!r}")
         rule = StopRule.of(stop, self.tokenizer, ignore_eos)
         chain = SamplerChain(sampling or Sampling(), self.vocabulary_size, self.tokenizer)
-        return self._run(ids, limit, chain, rule, stats or GenerationStats(), cache)
+        return self._run(ids, limit, chain, rule, stats or GenerationStats(), cache, context_shift)
 
     def _run(
         self,
@@ -217,18 +224,23 @@ class Model:
         rule: StopRule,
         stats: GenerationStats,
         kept: CachedTokens | None,
+        shift: int | None,
     ) -> Iterator[Chunk]:
         started = time.perf_counter()
         cache = kept or self.new_cache()
         planned = min(len(ids) + limit, self.context_length)
         holder = cache.take()
         try:
-            cache.enter(self._claim(len(ids), limit))
             stats.prompt_tokens = len(ids)
             stats.cached_tokens = cache.keep_prefix(ids, planned)
+            cache.enter(self._claim(len(ids), limit))
             chain.accept_prompt(ids)
 
             def forward(tokens: Sequence[int]) -> Output:
+                length = len(cache.tokens)
+                if shift is not None and length + len(tokens) > self.context_length:
+                    cache.shift(shift, max((length - shift) // 2, 1))
+                    stats.context_shifts += 1
                 selection = chain.select() if self._selects else None
                 if selection is not None:
                     return cache.choose(tokens, planned, selection, holder)
@@ -245,7 +257,7 @@ class Model:
                 chain=chain,
                 rule=rule,
                 max_tokens=limit,
-                room=self.context_length - len(ids),
+                room=None if shift is not None else self.context_length - len(ids),
                 stats=stats,
                 started=started,
             )
@@ -271,6 +283,7 @@ class Model:
         ignore_eos: bool = False,
         *,
         cache: CachedTokens | None = None,
+        context_shift: int | None = None,
     ) -> Generation:
         """Generate text.
 
@@ -278,11 +291,17 @@ class Model:
         as ``sampling`` says. ``stop`` are strings, which end the text before them, or token ids; the model's own
         end-of-generation tokens count too unless ``ignore_eos``.
 
+        A generation ends when the context is full, unless ``context_shift`` says how many of the first tokens to keep:
+        then the older half of the others is dropped, those that remain are computed again at their new places, and it
+        goes on, as if the prompt had been what is left.
+
         Raises RequestError for arguments that cannot be served and OutOfMemory when the pool has no page left; the
         model is as usable afterwards as before. Ctrl-C ends it with KeyboardInterrupt.
         """
         stats = GenerationStats()
-        chunks = self.stream(prompt, max_tokens, sampling, stop, ignore_eos, stats=stats, cache=cache)
+        chunks = self.stream(
+            prompt, max_tokens, sampling, stop, ignore_eos, stats=stats, cache=cache, context_shift=context_shift
+        )
         return collect(chunks, stats, with_logprobs=sampling is not None and sampling.logprobs is not None)
 
     def chat(
