@@ -2,6 +2,8 @@
 
 #include <cmath>
 #include <thread>
+#include <utility>
+#include <vector>
 
 #include "backend/cpu/ops/sampling.h"
 #include "core/error.h"
@@ -81,6 +83,107 @@ TEST(Backend, BytesComeBackAsTheyWereSent) {
         EXPECT_EQ(sent, got);
         EXPECT_THROW(backend->download({heap.get(), 3, 4}, got), Error);
         EXPECT_THROW(backend->download({heap.get(), 79999, got.size()}, got), Error);
+    }
+}
+
+TEST(Backend, ClearsAnyRange) {
+    const auto backend = create_backend({test_device(), 1});
+    const std::vector<std::byte> ones(30000, std::byte{1});
+    for (const Storage storage : {Storage::shared, Storage::exclusive}) {
+        const auto heap = backend->create_heap(ones.size(), storage, "test", Contents::undefined);
+        for (const auto& [offset, bytes] : std::vector<std::pair<uint64_t, uint64_t>>{
+                 {0, 30000}, {1, 29998}, {3, 1}, {2, 3}, {4, 4}, {7, 14001}, {29999, 1}, {100, 0}}) {
+            backend->upload(ones, {heap.get(), 0, ones.size()});
+            backend->clear({heap.get(), offset, bytes});
+            std::vector<std::byte> expected = ones, got(ones.size());
+            std::fill_n(expected.begin() + static_cast<std::ptrdiff_t>(offset), bytes, std::byte{0});
+            backend->download({heap.get(), 0, got.size()}, got);
+            EXPECT_EQ(got, expected) << offset << " " << bytes;
+        }
+        EXPECT_THROW(backend->clear({heap.get(), 29999, 2}), Error);
+        EXPECT_THROW(backend->clear({heap.get(), ~uint64_t{0}, 2}), Error);
+    }
+    const auto mapped = backend->wrap_host(ones, nullptr, "mapped", HostMemory::any);
+    EXPECT_THROW(backend->clear({mapped.get(), 0, 10}), Error);
+}
+
+// ---- a plan's own memory ----------------------------------------------------------------------------------------
+
+TEST(Backend, PlansTakeMemoryWhereTheyAreTold) {
+    const TestModel model = small_model();
+    Session::Options options;
+    uint64_t taken = 0;
+    options.before_allocation = [&](uint64_t bytes, Tag tag) {
+        taken += bytes;
+        EXPECT_NE(tag, Tag::kv);
+    };
+    const Session session(model, options);
+    EXPECT_GT(taken, 0u);
+    options.before_allocation = [](uint64_t bytes, Tag) { throw OutOfMemory("no more", bytes, 0, "plan"); };
+    EXPECT_THROW(Session(model, options), OutOfMemory);
+}
+
+// Submissions may take memory too. What is refused fails that submission alone.
+TEST(Backend, RefusedMemoryFailsOneSubmission) {
+    const TestModel model = small_model();
+    Session::Options options;
+    bool refusing = false;
+    options.before_allocation = [&](uint64_t bytes, Tag) {
+        if (refusing) throw OutOfMemory("no more", bytes, 0, "plan");
+    };
+    Session session(model, options), whole(model, {});
+    const BatchSpec small{{{0, some_tokens(1, 1)}}, {0}},
+        large{{{1, some_tokens(60, 2)}, {2, some_tokens(4, 3)}}, {59}};
+    const auto expect_equal = [&](const BatchSpec& spec) {
+        EXPECT_TRUE(same_bits(session.forward(spec.runs, spec.outputs), whole.forward(spec.runs, spec.outputs)));
+    };
+    refusing = true;
+    bool refused = false;
+    try {
+        session.submit(session.prepare(small.runs, small.outputs));
+    } catch (const OutOfMemory&) {
+        refused = true;
+    }
+    EXPECT_EQ(refused, test_device() == "metal");  // on the CPU all memory is taken when the plan is made
+    refusing = false;
+    expect_equal(small);
+    expect_equal(large);
+    refusing = true;
+    expect_equal(small);  // there is enough for what was there before
+    expect_equal(large);
+}
+
+// Where there is no memory for a second submission in flight, it waits for the first.
+TEST(Backend, SubmissionsWaitForMemory) {
+    const TestModel model = small_model();
+    Session::Options options;
+    bool refusing = false;
+    options.before_allocation = [&](uint64_t bytes, Tag) {
+        if (refusing) throw OutOfMemory("no more", bytes, 0, "plan");
+    };
+    Session session(model, options), whole(model, {});
+    session.forward({{0, some_tokens(3, 1)}}, {2});
+    whole.forward({{0, some_tokens(3, 1)}}, {2});
+    refusing = true;
+    struct Sent {
+        std::vector<int32_t> tokens;
+        std::vector<metallic::Run> runs;
+        std::vector<PageTableView> tables;
+        std::vector<uint32_t> outputs;
+        std::vector<float> logits;
+        Ticket ticket = 0;
+    };
+    std::vector<Sent> all(5);
+    for (uint32_t i = 0; i < all.size(); ++i) {
+        Sent& sent = all[i];
+        session.prepare({{i + 1, some_tokens(5, i + 2)}}, {4});
+        sent = {session.tokens, session.runs, session.tables, session.outputs, session.logits};
+        sent.ticket = session.backend->submit(
+            *session.plan, Batch{sent.tokens, sent.runs, sent.tables, sent.outputs, sent.logits.data(), {}});
+    }
+    for (uint32_t i = 0; i < all.size(); ++i) {
+        session.backend->wait(all[i].ticket);
+        EXPECT_TRUE(same_bits(all[i].logits, whole.forward({{i + 1, some_tokens(5, i + 2)}}, {4}))) << i;
     }
 }
 

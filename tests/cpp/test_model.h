@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "backend/allocator.h"
 #include "backend/backend.h"
 #include "core/blocks.h"
 #include "core/dequantise.h"
@@ -53,6 +54,23 @@ struct RunSpec {
 };
 
 // A compiled model on a device, with pages for its sequences.
+// Where a session's plan takes memory from.
+class SessionAllocator final : public Allocator {
+  public:
+    SessionAllocator(std::function<void(uint64_t, Tag)> before, HeapAllocator::CreateHeap create)
+        : before_(std::move(before)), heaps_(std::move(create)) {}
+
+    std::shared_ptr<const BufferView> allocate(uint64_t bytes, Storage storage, Tag tag, std::string_view owner,
+                                               Contents contents) override {
+        if (before_) before_(bytes, tag);
+        return heaps_.allocate(bytes, storage, tag, owner, contents);
+    }
+
+  private:
+    const std::function<void(uint64_t, Tag)> before_;
+    HeapAllocator heaps_;
+};
+
 class Session {
   public:
     struct Options {
@@ -65,6 +83,8 @@ class Session {
         uint32_t pages = 64;         // of each group, all sequences together
         // None: int8 on the CPU, whose kernels of quantised types are then what runs; elsewhere the backend's choice.
         std::optional<Precision> precision = {};
+        // Asked for everything that the plan allocates; may refuse by an exception.
+        std::function<void(uint64_t bytes, Tag tag)> before_allocation = {};
     };
     Session(const TestModel& model, const Options& options);
 
@@ -87,6 +107,7 @@ class Session {
 
   private:
     void place_kv();
+    std::shared_ptr<Heap> scratch(uint64_t bytes, Storage storage, std::string_view label) const;
     PageTableView table(uint32_t sequence, uint32_t group, uint32_t position, uint32_t length);
 
     const TestModel& model_;
@@ -242,9 +263,20 @@ inline Session::Session(const TestModel& model, const Options& options) : model_
     inputs.max_outputs = options.max_outputs;
     inputs.precision = options.precision.value_or(options.device == "cpu" ? Precision::int8 : Precision::automatic);
     inputs.events = &events;
+    inputs.allocator = std::make_shared<SessionAllocator>(
+        options.before_allocation, [this](uint64_t bytes, Storage storage, std::string_view label, Contents) {
+            return scratch(bytes, storage, label);
+        });
     place_kv();
     inputs.kv = layouts_;
     plan = backend->compile(inputs);
+}
+
+// Whatever scratch held before must not matter. On Metal the simulated device finds what reads bytes nobody wrote.
+inline std::shared_ptr<Heap> Session::scratch(uint64_t bytes, Storage storage, std::string_view label) const {
+    auto heap = backend->create_heap(bytes, storage, label, Contents::undefined);
+    if (options_.device == "cpu") std::memset(reinterpret_cast<void*>(heap->address()), 0xff, bytes);
+    return heap;
 }
 
 inline void Session::place_kv() {

@@ -17,6 +17,7 @@ from metallic_native.loading import ModelConfig
 
 GOLDENS = Path(__file__).parent.parent / "data" / "goldens"
 Load = Callable[..., mn.Model]
+GREEDY = mn.Sampling.greedy()
 TAGS = ("weights", "kv", "activations")
 
 
@@ -105,6 +106,21 @@ def test_the_budget_bounds_scratch_and_logits_too(load_golden: Load) -> None:
     assert caught.value.needed > caught.value.available
     fits = load_golden("llama", threads=2, batch_tokens=64, memory_budget=whole.heap_bytes + (1 << 20))
     assert len(fits.generate("a", max_tokens=5, ignore_eos=True).token_ids) == 5
+
+
+def test_staging_is_counted_and_does_with_less(load_golden: Load) -> None:
+    """Private weights on Metal go through a ring of four buffers of 8 MiB, or of as many as the budget allows."""
+    model = load_golden("llama", weights="private")
+    if model.device["backend"] != "metal":
+        pytest.skip("the CPU copies without staging")
+    text = model.generate("a", max_tokens=5, sampling=GREEDY, ignore_eos=True).text
+    report = model.memory()
+    assert 32 << 20 <= report.tags["staging"].peak < 33 << 20
+    assert report.tags["weights"].live > 0
+    budget = report.heap_peak - (16 << 20)
+    tight = load_golden("llama", weights="private", memory_budget=budget)
+    assert tight.generate("a", max_tokens=5, sampling=GREEDY, ignore_eos=True).text == text
+    assert tight.memory().heap_peak <= budget
 
 
 def test_closing_a_model_leaves_nothing(load_golden: Load, caplog: pytest.LogCaptureFixture) -> None:
