@@ -253,6 +253,8 @@ TEST(Pool, HeapsSayWhatIsInThem) {
     EXPECT_EQ(heaps[0].tags[static_cast<int>(Tag::weights)], 1024u);
     EXPECT_EQ(heaps[0].tags[static_cast<int>(Tag::staging)], 256u);
     EXPECT_EQ(heaps[1].id, c.heap_id());
+    pool.allocate_bytes(1000, Tag::activations, "gone").reset();
+    EXPECT_EQ(pool.heaps()[0].tags[static_cast<int>(Tag::activations)], 0u);
     EXPECT_EQ(heaps[1].storage, Storage::exclusive);
 }
 

@@ -106,8 +106,10 @@ TEST(Tlsf, FindsWhatItPromises) {
     tlsf.add_region(1047, 99);  // first in, last in its list
     for (uint32_t i = 0; i < 2 * Tlsf::kProbes; ++i) tlsf.add_region(1025, i);
     EXPECT_FALSE(tlsf.take(1040));
+    EXPECT_FALSE(tlsf.take(1026));
     EXPECT_TRUE(tlsf.take(1024));
     EXPECT_EQ(tlsf.take_any(1040)->region, 99u);
+    EXPECT_FALSE(tlsf.take_any(1026));
 }
 
 // Against a map of what is held, over many regions: nothing is handed out twice, and the counts agree.
