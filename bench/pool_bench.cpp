@@ -94,6 +94,25 @@ void take_and_give_a_page(benchmark::State& state) {
 }
 BENCHMARK(take_and_give_a_page);
 
+// One page, as a context of 131,072 tokens takes them: slabs grow with what is held.
+void append_a_page(benchmark::State& state) {
+    auto backend = std::make_shared<test::FakeBackend>();
+    Pool pool(backend, 0);
+    PageStore store(pool, *backend, KvLayout::of({0, 1, 32, 1}, DType::F16), "kv");
+    std::vector<uint64_t> pages;
+    pages.reserve(4096);
+    for (auto _ : state) {
+        pages.push_back(store.take());
+        if (pages.size() < 4096) continue;
+        state.PauseTiming();
+        for (const uint64_t page : pages) store.give(page);
+        pages.clear();
+        state.ResumeTiming();
+    }
+    for (const uint64_t page : pages) store.give(page);
+}
+BENCHMARK(append_a_page);
+
 // One token: reserve and commit, as each decoding step does. Most of them find room in the last page.
 void append_a_token(benchmark::State& state) {
     auto backend = std::make_shared<test::FakeBackend>();

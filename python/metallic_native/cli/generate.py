@@ -33,6 +33,14 @@ def generate(
     ] = 256,
     stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be given several times.")] = None,
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on after end-of-generation tokens.")] = False,
+    context_shift: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            metavar="KEEP",
+            help="When the context is full, keep KEEP tokens and the newer half of the rest, and go on.",
+        ),
+    ] = None,
     echo: Annotated[
         bool | None, typer.Option("--echo/--no-echo", help="Print the prompt first [default: on a terminal].")
     ] = None,
@@ -53,7 +61,13 @@ def generate(
     with load_model(load, quiet) as model:
         run = _Run(model, text, chosen)
         stream = model.stream(
-            text, None if max_tokens == -1 else max_tokens, chosen, stop or (), ignore_eos, stats=run.stats
+            text,
+            None if max_tokens == -1 else max_tokens,
+            chosen,
+            stop or (),
+            ignore_eos,
+            stats=run.stats,
+            context_shift=context_shift,
         )
         shows_prompt = not as_json and (console.is_terminal if echo is None else echo)
         if shows_prompt:

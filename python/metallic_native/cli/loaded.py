@@ -57,6 +57,7 @@ def load_model(options: LoadOptions, quiet: bool = False) -> Model:
             weights=options.weights,
             gpu_layers=options.gpu_layers,
             precision=options.precision,
+            eviction=options.eviction,
         )
     except Error as error:
         if type(error) is Error:  # the file cannot be opened or read

@@ -25,6 +25,7 @@ __all__ = [
 ]
 
 Device = Literal["auto", "cpu", "metal"]
+Eviction = Literal["auto", "save", "compress", "recompute"]
 Precision = Literal["auto", "float32", "float16", "bfloat16", "int8"]
 
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
@@ -139,6 +140,14 @@ class LoadOptions:
     ] = None
     weights: WeightsOption = "mapped"
     gpu_layers: GpuLayersOption = None
+    eviction: Annotated[
+        str,
+        typer.Option(
+            help="Pages that give way: computed again (recompute), or kept in host memory (save; compress: in 8 bits).",
+            metavar="HOW",
+            parser=one_of(Eviction),
+        ),
+    ] = "auto"
     precision: Annotated[
         str,
         typer.Option(
