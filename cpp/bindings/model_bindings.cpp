@@ -42,6 +42,7 @@ class SequenceHandle {
         return sequence_;
     }
     const std::shared_ptr<Model>& model() const { return model_; }
+    Model::SequenceUse use() const { return model_->use(*get()); }
 
   private:
     std::shared_ptr<Model> model_;
@@ -246,8 +247,8 @@ void enter(SequenceHandle& handle, uint64_t tokens) {
 
 void bind_model(nb::module_& m) {
     nb::class_<SequenceHandle>(m, "Sequence", "The cached tokens of one sequence.")
-        .def_prop_ro("length", [](const SequenceHandle& s) { return s.get()->length(); })
-        .def_prop_ro("pages", [](const SequenceHandle& s) { return s.get()->pages(); })
+        .def_prop_ro("length", [](const SequenceHandle& s) { return s.use().length; })
+        .def_prop_ro("pages", [](const SequenceHandle& s) { return s.use().pages; })
         .def(
             "truncate", [](SequenceHandle& s, uint32_t length) { return s.model()->truncate(*s.get(), length); },
             nb::arg("length"),
@@ -262,7 +263,7 @@ void bind_model(nb::module_& m) {
             "fork", [](const SequenceHandle& s) { return SequenceHandle(s.model(), s.model()->fork(*s.get())); },
             "A second sequence that shares this one's pages.")
         .def_prop_ro(
-            "cached", [](const SequenceHandle& s) { return s.get()->cached(); },
+            "cached", [](const SequenceHandle& s) { return s.use().cached; },
             "Tokens whose keys and values there are: fewer than `length` where they were dropped.")
         .def(
             "reserve", [](SequenceHandle& s, uint32_t length) { s.model()->reserve(*s.get(), length); },
@@ -332,6 +333,9 @@ void bind_model(nb::module_& m) {
              "Frees the copies of weights that are not mapped, and returns their bytes. The next forward pass makes "
              "room for them, compiles the program and uploads them again.")
         .def("memory", &memory_dict, nb::sig("def memory(self) -> dict[str, object]"))
+        .def("set_memory_budget", &Model::set_memory_budget, nb::arg("bytes"),
+             "Bounds what the pool takes from the system from now on; 0: nothing does. What is used beyond it stays until "
+             "it is given back.")
         .def("memory_events", &memory_events,
              nb::sig("def memory_events(self) -> list[tuple[int, str, int, str, str]]"),
              "The newest: (monotonic ns, action, bytes, scope, reason).")

@@ -60,47 +60,102 @@ bool KvCache::active(const Sequence& sequence, uint64_t now) const noexcept {
     return sequence.busy || (sequence.claim && now - std::min(now, sequence.last_used_ns) < kStalledNs);
 }
 
+// Nobody runs it, so it may lose its pages.
+bool KvCache::idle(const Sequence& sequence, uint64_t now) const noexcept {
+    return !sequence.in_flight && !active(sequence, now);
+}
+
+// Whether `needy` comes first: the other one is idle or younger, or of the same pass, which would wait for itself
+// otherwise.
+bool KvCache::gives_way(const Sequence& sequence, const Sequence& needy,
+                        std::span<Sequence* const> pass) const noexcept {
+    if (&sequence == &needy || sequence.in_flight) return false;
+    return sequence.age >= needy.age || idle(sequence, now_ns()) ||
+           std::find(pass.begin(), pass.end(), &sequence) != pass.end();
+}
+
 // The least recently used of those that nobody runs.
 Sequence* KvCache::idle_victim(const Sequence* needy) const noexcept {
     const uint64_t now = now_ns();
     Sequence* found = nullptr;
     for (Sequence* one : sequences_) {
-        if (one == needy || one->in_flight || active(*one, now) || one->own_bytes() == 0) continue;
+        if (one == needy || !idle(*one, now) || one->own_bytes() == 0) continue;
         if (!found || one->last_used_ns < found->last_used_ns) found = one;
     }
     return found;
 }
 
-// The youngest of those that are younger, or of the same pass, which would wait for itself otherwise.
+// The youngest of those that give way.
 Sequence* KvCache::younger_victim(const Sequence& needy, std::span<Sequence* const> pass) const noexcept {
     Sequence* found = nullptr;
     for (Sequence* one : sequences_) {
-        if (one == &needy || one->in_flight || one->own_bytes() == 0) continue;
-        if (one->age < needy.age && std::find(pass.begin(), pass.end(), one) == pass.end()) continue;
+        if (!gives_way(*one, needy, pass) || one->own_bytes() == 0) continue;
         if (!found || one->age > found->age) found = one;
     }
     return found;
 }
 
-bool KvCache::others_have_pages(const Sequence& needy) const noexcept {
-    return std::any_of(sequences_.begin(), sequences_.end(),
-                       [&](const Sequence* one) { return one != &needy && one->pages() != 0; });
+// The least recently used of the willing that have a page which none but the willing share: it comes back once all of
+// these have given it up.
+template <typename Willing>
+Sequence* KvCache::sharing_victim(Willing willing) const {
+    std::unordered_map<uint64_t, uint32_t> sharers;  // by page: how many of them are willing
+    const auto any_page = [&](const Sequence& one, const auto& visit) {
+        for (size_t g = 0; g < one.groups(); ++g) {
+            const PageTableView table = one.table(g);
+            for (uint32_t i = 0; i < table.count; ++i) {
+                if (table.pages[i] && visit(*stores_[g], table.pages[i])) return true;
+            }
+        }
+        return false;
+    };
+    for (const Sequence* one : sequences_) {
+        if (!willing(*one)) continue;
+        any_page(*one, [&](const PageStore&, uint64_t page) { return ++sharers[page] == 0; });
+    }
+    const auto comes_back = [&](const PageStore& store, uint64_t page) {
+        return store.references(page) == sharers.at(page);
+    };
+    Sequence* found = nullptr;
+    for (Sequence* one : sequences_) {
+        if (!willing(*one) || !any_page(*one, comes_back)) continue;
+        if (!found || one->last_used_ns < found->last_used_ns) found = one;
+    }
+    return found;
 }
 
-// Does one thing that gives memory back; false when there is nothing to be done.
+Sequence* KvCache::idle_sharing_victim(const Sequence* needy) const {
+    const uint64_t now = now_ns();
+    return sharing_victim([&](const Sequence& one) { return &one != needy && idle(one, now); });
+}
+
+// Those that do not give way, so that waiting for them makes sense.
+bool KvCache::others_have_pages(const Sequence& needy, std::span<Sequence* const> pass) const noexcept {
+    return std::any_of(sequences_.begin(), sequences_.end(), [&](const Sequence* one) {
+        return one != &needy && !gives_way(*one, needy, pass) && one->pages() != 0;
+    });
+}
+
+// Does one thing that gives memory back, or that lets the next one do so; false when there is nothing to be done.
 bool KvCache::relieve(Sequence& needy, std::span<Sequence* const> pass, bool preempts) {
-    if (Sequence* const idle = idle_victim(&needy)) {
-        evict(*idle, "room for another sequence");
+    if (Sequence* const one = idle_victim(&needy)) {
+        evict(*one, "room for another sequence");
         return true;
     }
     const bool in_flight =
         std::any_of(sequences_.begin(), sequences_.end(), [](const Sequence* one) { return one->in_flight; });
     if (!in_flight && compact("room for a sequence") != 0) return true;
+    if (Sequence* const one = idle_sharing_victim(&needy)) {
+        evict(*one, "room for another sequence", true);
+        return true;
+    }
     if (!preempts) return false;
-    Sequence* const victim = younger_victim(needy, pass);
+    Sequence* victim = younger_victim(needy, pass);
+    const bool shared = victim == nullptr;
+    if (shared) victim = sharing_victim([&](const Sequence& one) { return gives_way(one, needy, pass); });
     if (!victim) return false;
     log_.record(MemoryAction::preempt, victim->own_bytes(), "kv", "room for an older sequence");
-    evict(*victim, "preempted");
+    evict(*victim, "preempted", shared);
     return true;
 }
 
@@ -114,18 +169,18 @@ KvCache::Room KvCache::prepare(Sequence& sequence, uint32_t count, std::span<Seq
         } catch (const OutOfMemory&) {
             if (relieve(sequence, pass, preempts)) continue;
             if (!preempts) return Room::skip;
-            if (!others_have_pages(sequence)) throw;
+            if (!others_have_pages(sequence, pass)) throw;
             if (sequence.own_bytes() != 0) evict(sequence, "an older sequence comes first");
             return Room::wait;
         }
     }
 }
 
-uint64_t KvCache::evict(Sequence& sequence, std::string_view reason) {
+uint64_t KvCache::evict(Sequence& sequence, std::string_view reason, bool shared) {
     if (eviction_ != Eviction::recompute) {
         const MemoryAction action = packed_.empty() ? MemoryAction::save : MemoryAction::compress;
         try {
-            const uint64_t freed = sequence.save(packed_);
+            const uint64_t freed = sequence.save(shared, packed_);
             log_.record(action, freed, "kv", reason);
             return freed;
         } catch (const std::exception&) {
@@ -140,9 +195,10 @@ uint64_t KvCache::evict(Sequence& sequence, std::string_view reason) {
 uint64_t KvCache::evict_idle(uint64_t bytes, std::string_view reason) {
     uint64_t freed = 0;
     while (freed < bytes) {
-        Sequence* const victim = idle_victim(nullptr);
+        Sequence* const own = idle_victim(nullptr);
+        Sequence* const victim = own ? own : idle_sharing_victim(nullptr);
         if (!victim) break;
-        freed += evict(*victim, reason);
+        freed += evict(*victim, reason, !own);
     }
     return freed;
 }

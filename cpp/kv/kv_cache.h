@@ -59,8 +59,9 @@ class KvCache {
     // Throws OutOfMemory when nobody else has anything to give.
     Room prepare(Sequence& sequence, uint32_t count, std::span<Sequence* const> pass, bool preempts);
 
-    // Gives the sequence's pages up as its eviction says; returns the bytes given back.
-    uint64_t evict(Sequence& sequence, std::string_view reason);
+    // Gives the sequence's pages up as its eviction says; returns the bytes given back. `save` leaves pages that others
+    // share where they are, unless `shared` says otherwise.
+    uint64_t evict(Sequence& sequence, std::string_view reason, bool shared = false);
     // Evicts idle sequences, the least recently used first, until `bytes` were given back; returns what was.
     uint64_t evict_idle(uint64_t bytes, std::string_view reason);
     // Moves pages together and gives back the heaps that become empty. Only where nothing is in flight. Returns the
@@ -81,10 +82,15 @@ class KvCache {
 
   private:
     bool active(const Sequence& sequence, uint64_t now) const noexcept;
+    bool idle(const Sequence& sequence, uint64_t now) const noexcept;
+    bool gives_way(const Sequence& sequence, const Sequence& needy, std::span<Sequence* const> pass) const noexcept;
     bool relieve(Sequence& needy, std::span<Sequence* const> pass, bool preempts);
     Sequence* idle_victim(const Sequence* needy) const noexcept;
     Sequence* younger_victim(const Sequence& needy, std::span<Sequence* const> pass) const noexcept;
-    bool others_have_pages(const Sequence& needy) const noexcept;
+    template <typename Willing>
+    Sequence* sharing_victim(Willing willing) const;
+    Sequence* idle_sharing_victim(const Sequence* needy) const;
+    bool others_have_pages(const Sequence& needy, std::span<Sequence* const> pass) const noexcept;
 
     mutable std::mutex mutex_;
     std::vector<KvGroup> groups_;

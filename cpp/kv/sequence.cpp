@@ -161,7 +161,7 @@ uint64_t Sequence::own_bytes() const noexcept {
     return bytes;
 }
 
-uint64_t Sequence::save(std::span<const KvLayout> packed) {
+uint64_t Sequence::save(bool shared, std::span<const KvLayout> packed) {
     // Pages that were taken ahead of their tokens hold nothing.
     for (Table& table : tables_) {
         const uint32_t keep = std::max(pages_for(cached_), table.first_page) - table.first_page;
@@ -174,7 +174,8 @@ uint64_t Sequence::save(std::span<const KvLayout> packed) {
         const KvLayout& layout = table.store->layout();
         for (size_t i = 0; i < table.pages.size(); ++i) {
             const uint64_t page = table.pages[i];
-            if (page == 0 || table.store->references(page) != 1) continue;
+            const bool own = page != 0 && table.store->references(page) == 1;
+            if (page == 0 || !(own || shared)) continue;
             Saved saved{std::make_unique_for_overwrite<std::byte[]>(layout.page_bytes), layout};
             table.store->backend().download(table.store->view(page), {saved.bytes.get(), layout.page_bytes});
             if (!packed.empty()) saved = {convert_kv_page(layout, saved.bytes.get(), packed[g]), packed[g]};
@@ -183,7 +184,7 @@ uint64_t Sequence::save(std::span<const KvLayout> packed) {
             table.saved[i] = std::move(saved);
             table.store->give(page);
             table.pages[i] = 0;
-            freed += table.store->page_stride();
+            if (own) freed += table.store->page_stride();
         }
     }
     return freed;

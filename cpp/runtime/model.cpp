@@ -206,6 +206,11 @@ void Model::reserve(Sequence& sequence, uint32_t length) {
     if (sequence.resident()) sequence.reserve_ahead(length);
 }
 
+Model::SequenceUse Model::use(const Sequence& sequence) const {
+    const std::lock_guard lock(cache_->mutex());
+    return {sequence.length(), sequence.cached(), sequence.pages()};
+}
+
 uint64_t Model::evict(Sequence& sequence) {
     const std::lock_guard lock(cache_->mutex());
     check_idle(sequence);
@@ -427,6 +432,11 @@ std::vector<const Pool*> Model::pools() const {
     std::vector<const Pool*> result{&pool_};
     if (host_pool_) result.push_back(host_pool_.get());
     return result;
+}
+
+void Model::set_memory_budget(uint64_t bytes) noexcept {
+    pool_.budget()->set_limit(bytes);
+    admission_->notify();
 }
 
 uint64_t Model::evict_weights() {

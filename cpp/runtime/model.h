@@ -76,6 +76,12 @@ class Model : public std::enable_shared_from_this<Model> {
     void forget(Sequence& sequence, uint32_t first, uint32_t count);
     // Takes the pages for `length` tokens now. Throws OutOfMemory.
     void reserve(Sequence& sequence, uint32_t length);
+    // What the sequence has now; a forward pass may be changing it.
+    struct SequenceUse {
+        uint32_t length = 0, cached = 0;
+        uint64_t pages = 0;
+    };
+    SequenceUse use(const Sequence& sequence) const;
     // Gives the pages of an idle sequence up, as under pressure; they are back when it is run. Returns the bytes.
     uint64_t evict(Sequence& sequence);
 
@@ -117,6 +123,9 @@ class Model : public std::enable_shared_from_this<Model> {
     const MemoryLog& memory_log() const noexcept { return log_; }
     // One for each device.
     std::vector<const Pool*> pools() const;
+    // A budget below what is used takes nothing away at once: it refuses what comes, so that sequences give way, and the
+    // background thread answers it as any pressure. 0: none.
+    void set_memory_budget(uint64_t bytes) noexcept;
 
     struct GroupUse {
         uint32_t window, layers;

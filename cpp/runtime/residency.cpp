@@ -56,7 +56,7 @@ void ResidencyManager::run() {
         lock.unlock();
         try {
             balance_();
-        } catch (const std::exception&) {
+        } catch (...) {
         }
         lock.lock();
     }
