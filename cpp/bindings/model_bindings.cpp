@@ -334,7 +334,8 @@ void bind_model(nb::module_& m) {
              "room for them, compiles the program and uploads them again.")
         .def("memory", &memory_dict, nb::sig("def memory(self) -> dict[str, object]"))
         .def("set_memory_budget", &Model::set_memory_budget, nb::arg("bytes"),
-             "Bounds what the pool takes from the system from now on; 0: nothing does. What is used beyond it stays until "
+             "Bounds what the pool takes from the system from now on; 0: nothing does. What is used beyond it stays "
+             "until "
              "it is given back.")
         .def("memory_events", &memory_events,
              nb::sig("def memory_events(self) -> list[tuple[int, str, int, str, str]]"),

@@ -123,8 +123,8 @@ class Model : public std::enable_shared_from_this<Model> {
     const MemoryLog& memory_log() const noexcept { return log_; }
     // One for each device.
     std::vector<const Pool*> pools() const;
-    // A budget below what is used takes nothing away at once: it refuses what comes, so that sequences give way, and the
-    // background thread answers it as any pressure. 0: none.
+    // A budget below what is used takes nothing away at once: it refuses what comes, so that sequences give way, and
+    // the background thread answers it as any pressure. 0: none.
     void set_memory_budget(uint64_t bytes) noexcept;
 
     struct GroupUse {

@@ -12,7 +12,7 @@
 namespace metallic::test {
 
 // Host memory behind the seam, with a limit; runs no programs.
-class FakeBackend final : public Backend {
+class FakeBackend : public Backend {
   public:
     explicit FakeBackend(uint64_t limit = ~uint64_t{0}) : limit_(limit) {}
 

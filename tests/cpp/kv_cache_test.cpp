@@ -375,6 +375,7 @@ TEST_P(KvCacheTest, IdleSequencesThatShareEverythingGiveWay) {
     EXPECT_EQ(run(needy, 64), Room::made);
     EXPECT_TRUE(lost(first) && lost(second));
     close(needy);
+    pool.budget()->set_limit(0);
     for (Sequence* one : {first, second}) bring_back(one);
 }
 
@@ -655,7 +656,9 @@ TEST(ResidencyManagerTest, GoesOnAfterExceptionsAndStopsAtOnce) {
     }
     const int after = calls;
     const auto begun = std::chrono::steady_clock::now();
-    { const ResidencyManager manager([&] { ++calls; }, std::chrono::hours(1)); }
+    {
+        const ResidencyManager manager([&] { ++calls; }, std::chrono::hours(1));
+    }
     EXPECT_LT(std::chrono::steady_clock::now() - begun, std::chrono::seconds(10));
     EXPECT_EQ(calls, after);
 }
