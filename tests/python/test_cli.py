@@ -276,6 +276,62 @@ def test_generate_until_the_context_is_full() -> None:
     assert values["stats"]["prompt_tokens"] + values["stats"]["completion_tokens"] == 21
 
 
+def test_generate_shows_a_memory_report() -> None:
+    arguments = ["generate", "Once upon a time", "-m", LLAMA, "-n", "40", "--ignore-eos", "--greedy", "-q"]
+    plain, done = run(*arguments), run(*arguments, "--memory-report")
+    assert done.returncode == 0
+    assert done.stdout == plain.stdout
+    assert plain.stderr == ""
+    for title in ("Memory by tag", "Keys and values, pages of", "Heaps: ", "Owners of what", "No memory pressure"):
+        assert title in done.stderr
+    cells = {line.split()[0]: line.split() for line in done.stderr.splitlines() if line.strip()}
+    assert {"weights", "kv", "activations", "staging", "kv/group.0"} <= set(cells)
+    assert cells["kv"][1] != "0"  # of the end of the generation, when it still had its pages
+
+
+def test_generate_puts_a_memory_report_into_json() -> None:
+    arguments = ["generate", "x", "-m", LLAMA, "-n", "40", "--ignore-eos", "--greedy", "--json"]
+    assert "memory_report" not in json.loads(run(*arguments).stdout)
+    report = json.loads(run(*arguments, "--memory-report").stdout)["memory_report"]
+    assert report["cache_groups"][0]["pages_in_use"] == math.ceil(40 / report["page_tokens"])
+    assert sum(heap["bytes"] for heap in report["heap_list"]) == report["heap_bytes"]
+    assert sum(owner["bytes"] for owner in report["owners"]) <= report["heap_bytes"]
+    assert report["events"] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("memory.gif", r"ends with \.svg or \.png"), ("missing/memory.svg", r"no folder .*missing|pip install")],
+)
+def test_generate_refuses_a_plot_before_it_loads(tmp_path: Path, name: str, message: str) -> None:
+    done = run("generate", "x", "-m", "missing.gguf", "--memory-plot", str(tmp_path / name))
+    assert done.returncode == 2
+    assert re.search(message, done.stderr)
+    assert not (tmp_path / name).exists()
+
+
+def test_generate_draws_memory_over_time(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    for name, start in (("memory.svg", b"<?xml"), ("memory.png", b"\x89PNG")):
+        done = run("generate", "x", "-m", LLAMA, "-n", "20", "-q", "--memory-plot", str(tmp_path / name))
+        assert (done.returncode, done.stderr) == (0, "")
+        assert (tmp_path / name).read_bytes().startswith(start)
+
+
+def test_chat_shows_memory_when_asked(tmp_path: Path) -> None:
+    done = run("chat", "-n", "5", "--greedy", stdin="Tell me a story.\n/memory\n")
+    assert done.returncode == 0
+    assert "Memory by tag" in done.stderr
+    assert "kv/group.0" in done.stderr
+
+
+def test_evicted_pages_are_saved_or_computed_again(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("auto", "save", "Recompute"):
+        assert run("generate", "x", "-m", LLAMA, "-n", "2", "--eviction", name).returncode == 0
+    assert main(["generate", "x", "--eviction", "never"]) == 2
+    assert "'never' is none of auto, save, recompute" in capsys.readouterr().err
+
+
 def test_generate_survives_an_output_that_is_not_utf8() -> None:
     done = run("generate", "é", "-m", LLAMA, "-n", "3", "--echo", "-q", PYTHONIOENCODING="ascii")
     assert (done.returncode, done.stderr) == (0, "")

@@ -16,6 +16,7 @@ from .console import console
 from .failures import CommandError, ExitCode, describe
 from .generate import speed_line
 from .loaded import load_model, memory_line
+from .memory_report import show_memory_report
 from .options import LoadOptions, SamplingOptions, with_groups
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ _HELP = """\
 /save FILE      write the conversation as JSON
 /load FILE      go on with a conversation that was saved
 /stats          speed and memory of the last answer
+/memory         what memory is used for now, and what was done about it
 /exit           end; so do /quit and Ctrl-D
 A line that ends with \\ goes on in the next one. Ctrl-C stops an answer. //text sends /text."""
 
@@ -84,6 +86,7 @@ class _Conversation:
             "save": self._save,
             "load": self._load,
             "stats": lambda _: console.note(self.last or "there is no answer yet"),
+            "memory": lambda _: show_memory_report(self.model.memory(), self.model.memory_events()),
         }
         if console.is_interactive:
             _enable_line_editing()

@@ -65,15 +65,26 @@ class Console:
         """Write a value as JSON to stdout."""
         self.line(json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False))
 
-    def table(self, headings: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> None:
-        """Write a table to stdout, its columns ``right`` aligned to the right. In pipes nothing is cut or wrapped."""
+    def table(
+        self,
+        headings: Sequence[str],
+        rows: Sequence[Sequence[str]],
+        right: Sequence[int] = (),
+        *,
+        to_stderr: bool = False,
+    ) -> None:
+        """Write a table to stdout, or to stderr, its columns ``right`` aligned to the right. In pipes nothing is cut or
+        wrapped.
+        """
         from rich.box import SIMPLE_HEAD
         from rich.console import Console as RichConsole
         from rich.table import Table
         from rich.text import Text
 
-        target = RichConsole(file=sys.stdout, highlight=False, width=None if self.is_terminal else 1 << 16)
-        table = Table(box=SIMPLE_HEAD if self.is_terminal else None, show_header=any(headings), pad_edge=False)
+        stream = sys.stderr if to_stderr else sys.stdout
+        on_terminal = _is_terminal(stream)
+        target = RichConsole(file=stream, highlight=False, width=None if on_terminal else 1 << 16)
+        table = Table(box=SIMPLE_HEAD if on_terminal else None, show_header=any(headings), pad_edge=False)
         for index, heading in enumerate(headings):
             table.add_column(heading, justify="right" if index in right else "left", overflow="fold")
         for row in rows:
@@ -81,10 +92,10 @@ class Console:
         with target.capture() as captured:
             target.print(table)
         text = captured.get()
-        if not self.is_terminal:
+        if not on_terminal:
             text = "".join(f"{line.rstrip()}\n" for line in text.splitlines())
-        sys.stdout.write(text)
-        sys.stdout.flush()
+        stream.write(text)
+        stream.flush()
 
 
 def _is_terminal(stream: TextIO) -> bool:

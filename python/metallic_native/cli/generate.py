@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -13,10 +14,11 @@ import typer
 from .console import console
 from .failures import ExitCode
 from .loaded import load_model, memory_line, memory_values
+from .memory_report import report_values, show_memory_report
 from .options import LoadOptions, SamplingOptions, with_groups
 
 if TYPE_CHECKING:
-    from ..engine import Chunk, GenerationStats, Model
+    from ..engine import Chunk, GenerationStats, MemoryReport, Model
     from ..sampling import Sampling
 
 __all__ = ["generate", "speed_line"]
@@ -52,12 +54,20 @@ def generate(
         bool, typer.Option("--json", help="Print one JSON object at the end, and nothing before.")
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No summary on stderr.")] = False,
+    memory_report: Annotated[
+        bool, typer.Option("--memory-report", help="Show what memory was used for, on stderr or in the JSON object.")
+    ] = False,
+    memory_plot: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Draw memory over time to a file .svg or .png (needs matplotlib)."),
+    ] = None,
     load: LoadOptions,
     sampling: SamplingOptions,
 ) -> None:
     """Continue a text, token by token, on stdout; a summary follows on stderr."""
     text = _read_prompt(prompt)
     chosen = sampling.sampling(logprobs)
+    _check_plot(memory_plot)
     with load_model(load, quiet) as model:
         run = _Run(model, text, chosen)
         stream = model.stream(
@@ -72,15 +82,49 @@ def generate(
         shows_prompt = not as_json and (console.is_terminal if echo is None else echo)
         if shows_prompt:
             console.write(text, style="2")
-        interrupted = run.consume(stream, show=not as_json, ends_line=not shows_prompt or text.endswith("\n"))
+        with _recorded(model, memory_plot):
+            interrupted = run.consume(stream, show=not as_json, ends_line=not shows_prompt or text.endswith("\n"))
         if as_json:
-            console.json(run.values())
+            console.json({**run.values(), "memory_report": run.memory_values()} if memory_report else run.values())
         else:
             run.show_logprobs()
             if not quiet:
                 run.summarise()
+            if memory_report:
+                run.show_memory()
         if interrupted:
             raise typer.Exit(ExitCode.INTERRUPTED)
+
+
+def _check_plot(path: Path | None) -> None:
+    """Refuse what could not be drawn before anything is loaded."""
+    if path is None:
+        return
+    from ..errors import RequestError
+    from ..observe import check_plot
+
+    try:
+        check_plot(path)
+    except RequestError as error:
+        raise typer.BadParameter(str(error), param_hint="--memory-plot") from error
+    if not path.parent.is_dir():
+        raise typer.BadParameter(f"there is no folder {path.parent}", param_hint="--memory-plot")
+
+
+@contextmanager
+def _recorded(model: Model, plot: Path | None) -> Iterator[None]:
+    """Record memory meanwhile and draw it, also after an error: it may be about memory."""
+    if plot is None:
+        yield
+        return
+    from ..observe import MemoryTimeline
+
+    timeline = MemoryTimeline(model)
+    try:
+        with timeline:
+            yield
+    finally:
+        timeline.plot(plot)
 
 
 def _read_prompt(prompt: str | None) -> str:
@@ -106,6 +150,7 @@ class _Run:
         self.stats: GenerationStats = GenerationStats()
         self.chunks: list[Chunk] = []
         self.finish_reason = "interrupted"
+        self.report: MemoryReport | None = None
 
     def consume(self, stream: Iterator[Chunk], show: bool, ends_line: bool) -> bool:
         """Draw all tokens and print them as they come, and a line feed unless the text ends with one. Whether Ctrl-C
@@ -117,6 +162,7 @@ class _Run:
                     self.chunks.append(chunk)
                     if chunk.finish_reason is not None:
                         self.finish_reason = chunk.finish_reason
+                        self.report = self.model.memory()  # while the sequence still has its pages
                     if show and chunk.text:
                         console.write(chunk.text)
                         ends_line = chunk.text.endswith("\n")
@@ -148,8 +194,16 @@ class _Run:
     def _token(self, token: int) -> dict[str, Any]:
         return {"id": token, "token": self.model.tokenizer.token_bytes(token).decode("utf-8", "replace")}
 
+    def memory_values(self) -> dict[str, Any]:
+        """Memory at the end of the generation, for JSON."""
+        return report_values(self.report or self.model.memory(), self.model.memory_events())
+
+    def show_memory(self) -> None:
+        """The same as tables."""
+        show_memory_report(self.report or self.model.memory(), self.model.memory_events())
+
     def values(self) -> dict[str, Any]:
-        """Everything, for JSON."""
+        """Everything but the memory report, for JSON."""
         values = {
             "model": str(self.model.path),
             "device": self.model.device["backend"],
