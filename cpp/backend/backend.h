@@ -45,7 +45,7 @@ struct DeviceInfo {
     bool half_arithmetic = false;
     bool bfloat16_arithmetic = false;
     bool matrix_units = false;
-    bool deterministic = false;  // a token's values do not depend on what else is in its batch
+    bool deterministic = false;       // a token's values do not depend on what else is in its batch
     bool selects_candidates = false;  // asking for candidates is quicker than asking for logits
     uint32_t threads = 1;
     uint64_t memory_bytes = 0;  // recommended working set

@@ -51,9 +51,9 @@ class Sequence {
 
     // What `save` or `drop` would give back: the bytes of pages that nobody shares.
     uint64_t own_bytes() const noexcept;
-    // Moves the pages that nobody shares to host memory, or, with `shared`, all: what others share becomes a copy of its
-    // own. They go as they are or, where `packed` has a layout for each group, in that of smaller types: what comes back
-    // is rounded then. Returns the bytes given back; also where it throws, every page is either here or there.
+    // Moves the pages that nobody shares to host memory, or, with `shared`, all: what others share becomes a copy of
+    // its own. They go as they are or, where `packed` has a layout for each group, in that of smaller types: what comes
+    // back is rounded then. Returns the bytes given back; also where it throws, every page is either here or there.
     uint64_t save(bool shared = false, std::span<const KvLayout> packed = {});
     // Takes pages for what was saved. Throws OutOfMemory; pages that came back until then stay.
     uint64_t restore();

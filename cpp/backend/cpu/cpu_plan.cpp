@@ -108,8 +108,7 @@ void CpuPlan::choose(const Batch& batch) noexcept {
 }
 
 void CpuPlan::run(ThreadPool& pool, const Batch& batch) {
-    check_batch(batch,
-                {max_tokens_, max_outputs_, vocabulary_, logit_width(program_), program_.groups});
+    check_batch(batch, {max_tokens_, max_outputs_, vocabulary_, logit_width(program_), program_.groups});
     bind(batch);
     StopWatch watch(pool, batch.interrupted);
     struct Context {

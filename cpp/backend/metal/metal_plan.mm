@@ -269,8 +269,7 @@ void MetalPlan::lend(const Batch& batch, Ticket ticket) {
 }
 
 Ticket MetalPlan::submit(const Batch& batch) {
-    check_batch(batch,
-                {max_tokens_, max_outputs_, vocabulary_, logit_width(program_), program_.groups});
+    check_batch(batch, {max_tokens_, max_outputs_, vocabulary_, logit_width(program_), program_.groups});
     const std::lock_guard lock(mutex_);
     const uint32_t index = acquire(batch);
     Slot& slot = *slots_[index];

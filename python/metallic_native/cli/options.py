@@ -27,7 +27,6 @@ __all__ = [
 Device = Literal["auto", "cpu", "metal"]
 Eviction = Literal["auto", "save", "compress", "recompute"]
 Precision = Literal["auto", "float32", "float16", "bfloat16", "int8"]
-Eviction = Literal["auto", "save", "recompute"]
 
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _UNITS |= {"kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
@@ -155,14 +154,6 @@ class LoadOptions:
             help="What products may round to: float32 (nothing), int8 (CPU), float16, bfloat16 (Metal) or auto.",
             metavar="TYPE",
             parser=one_of(Precision),
-        ),
-    ] = "auto"
-    eviction: Annotated[
-        str,
-        typer.Option(
-            help="Under --memory, evicted keys and values are saved (save), computed again (recompute), or auto.",
-            metavar="NAME",
-            parser=one_of(Eviction),
         ),
     ] = "auto"
 
