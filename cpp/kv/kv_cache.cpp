@@ -136,6 +136,19 @@ bool KvCache::others_have_pages(const Sequence& needy, std::span<Sequence* const
     });
 }
 
+// Whether a sequence that lost pages would only take some of them back, and lose them again: those that do not give way
+// leave too little for all.
+bool KvCache::must_wait(const Sequence& sequence, uint32_t count, std::span<Sequence* const> pass) const {
+    if (sequence.resident() && sequence.cached() == sequence.length()) return false;
+    uint64_t others = 0;
+    for (const Sequence* one : sequences_) {
+        if (one != &sequence && !gives_way(*one, sequence, pass)) others += one->own_bytes();
+    }
+    if (others == 0) return false;
+    const uint64_t most = capacity();
+    return bytes_for(uint64_t{sequence.length()} + count) > most - std::min(most, others);
+}
+
 // Does one thing that gives memory back, or that lets the next one do so; false when there is nothing to be done.
 bool KvCache::relieve(Sequence& needy, std::span<Sequence* const> pass, bool preempts) {
     if (Sequence* const one = idle_victim(&needy)) {
@@ -161,6 +174,7 @@ bool KvCache::relieve(Sequence& needy, std::span<Sequence* const> pass, bool pre
 
 KvCache::Room KvCache::prepare(Sequence& sequence, uint32_t count, std::span<Sequence* const> pass, bool preempts) {
     sequence.last_used_ns = now_ns();
+    if (must_wait(sequence, count, pass)) return preempts ? Room::wait : Room::skip;
     for (;;) {
         try {
             if (!sequence.resident()) log_.record(MemoryAction::restore, sequence.restore(), "kv", "needed again");

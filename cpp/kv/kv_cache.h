@@ -53,7 +53,7 @@ class KvCache {
     // the forward pass that this one is part of.
     enum class Room : uint8_t {
         made,
-        wait,  // an older sequence has the memory; this one has given up its own
+        wait,  // older sequences have the memory
         skip,  // not without preempting others
     };
     // Throws OutOfMemory when nobody else has anything to give.
@@ -84,6 +84,7 @@ class KvCache {
     bool active(const Sequence& sequence, uint64_t now) const noexcept;
     bool idle(const Sequence& sequence, uint64_t now) const noexcept;
     bool gives_way(const Sequence& sequence, const Sequence& needy, std::span<Sequence* const> pass) const noexcept;
+    bool must_wait(const Sequence& sequence, uint32_t count, std::span<Sequence* const> pass) const;
     bool relieve(Sequence& needy, std::span<Sequence* const> pass, bool preempts);
     Sequence* idle_victim(const Sequence* needy) const noexcept;
     Sequence* younger_victim(const Sequence& needy, std::span<Sequence* const> pass) const noexcept;
