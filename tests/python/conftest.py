@@ -21,6 +21,7 @@ DEVICE_MODULES = {
     "test_models",
     "test_precision",
     "test_pressure",
+    "test_stress",
 }
 GOLDENS = Path(__file__).parent.parent / "data" / "goldens"
 

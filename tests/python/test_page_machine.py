@@ -320,7 +320,7 @@ class TightPageMachine(PageMachine):
     tight = True
 
 
-SETTINGS = settings(max_examples=60, stateful_step_count=40, deadline=None)
+SETTINGS = settings(max_examples=300, stateful_step_count=40, deadline=None)
 TestPageMachine = PageMachine.TestCase
 TestPageMachine.settings = SETTINGS
 TestTightPageMachine = TightPageMachine.TestCase
