@@ -16,7 +16,7 @@
 namespace metallic::testing {
 
 // The host's backend behind a name of its own. What it takes for a device is what tests say.
-class CountingBackend final : public Backend {
+class CountingBackend : public Backend {
   public:
     explicit CountingBackend(bool is_host, uint64_t memory = uint64_t{1} << 30) : inner_(create_host_backend(2)) {
         info_ = inner_->device();

@@ -26,6 +26,18 @@ from pathlib import Path
 GREEDY = {"temperature": 0.0}
 THREADS = 8
 STUCK_SECONDS = 120
+# What a turn does, and how often.
+ACTIONS = {
+    "generate": 8,
+    "cancel": 4,
+    "alone": 2,
+    "fork": 2,
+    "batch": 2,
+    "evict": 1,
+    "renew": 1,
+    "reserve": 1,
+    "compact": 1,
+}
 
 
 @dataclass(frozen=True)
@@ -148,9 +160,7 @@ class Stress:
     def act(self, rng: random.Random, number: int, one: Conversation) -> None:
         length = rng.choice(one.lengths)
         wanted = self.texts[number, length]
-        action = rng.choices(
-            ["generate", "cancel", "alone", "fork", "evict", "renew", "reserve", "compact"], [8, 4, 2, 2, 1, 1, 1, 1]
-        )[0]
+        action = rng.choices(*zip(*ACTIONS.items(), strict=True))[0]
         self.count(action)
         cache = self.caches[number]
         if action in ("generate", "alone", "cancel"):
@@ -162,6 +172,8 @@ class Stress:
             copy = cache._sequence.fork()
             self.compare(number, length, len(wanted), cache)
             copy.close()
+        elif action == "batch":
+            self.run_batch(rng)
         elif action == "evict":
             cache._sequence.evict()
         elif action == "reserve":
@@ -195,6 +207,28 @@ class Stress:
         if until == len(wanted) and drawn != wanted:
             self.fail(f"conversation {number}, {length} tokens: it ended after {len(drawn)} of {len(wanted)}")
 
+    def run_batch(self, rng: random.Random) -> None:
+        """One pass over several prompts. It claims nothing beforehand, so that others are preempted, or it is."""
+        import numpy as np
+
+        numbers = rng.sample(range(len(self.conversations)), rng.randint(2, 6))
+        lengths = [rng.choice(self.conversations[number].lengths) for number in numbers]
+        prompts = [
+            np.array(self.conversations[number].ids[:length], np.int32)
+            for number, length in zip(numbers, lengths, strict=True)
+        ]
+        native = self.model.native
+        sequences = [native.create_sequence() for _ in numbers]
+        logits = np.empty((len(numbers), self.model.vocabulary_size), np.float32)
+        try:
+            native.forward(sequences, prompts, [1] * len(numbers), [False] * len(numbers), logits)
+        finally:
+            for sequence in sequences:
+                sequence.close()
+        firsts = [self.texts[key][0] for key in zip(numbers, lengths, strict=True)]
+        if logits.argmax(axis=1).tolist() != firsts:
+            self.fail(f"a pass over {numbers} of {lengths} tokens begins {logits.argmax(axis=1)} instead of {firsts}")
+
     def work(self, thread: int) -> None:
         rng = random.Random(f"{self.settings.seed}.{thread}")
         while time.monotonic() < self.deadline and not self.outcome.wrong:
@@ -203,7 +237,7 @@ class Stress:
         self.heard[thread] = float("inf")
 
     def change_budget(self) -> None:
-        """Sometimes nothing at all can be had, sometimes a quarter, mostly what was promised."""
+        """Sometimes nothing at all can be had, sometimes little, mostly what was promised."""
         rng = random.Random(f"{self.settings.seed}.budget")
         native = self.model.native
         while time.monotonic() < self.deadline:
@@ -211,7 +245,7 @@ class Stress:
             if kind == "nothing":
                 native.set_memory_budget(max(1, self.model.memory().heap_bytes))
             elif kind == "less":
-                native.set_memory_budget(self.fixed + rng.randint(self.longest, self.budget - self.fixed))
+                native.set_memory_budget(self.fixed + rng.randint(self.longest, 3 * self.longest))
             else:
                 native.set_memory_budget(self.budget)
             self.model.memory_events()
