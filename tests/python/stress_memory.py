@@ -110,9 +110,7 @@ class Stress:
             }
             report = free.memory()
         page = sum(group.page_bytes for group in report.cache_groups)
-        demand = page * sum(
-            -(-(len(one.ids) + one.drawn) // report.page_tokens) for one in self.conversations
-        )
+        demand = page * sum(-(-(len(one.ids) + one.drawn) // report.page_tokens) for one in self.conversations)
         self.fixed = report.current - report.mapped_bytes + (16 << 10) * report.heaps
         self.longest = page * (-(-(settings.longest + settings.most_drawn) // report.page_tokens) + 2)
         self.budget = self.fixed + max(demand // 2, 2 * self.longest)
