@@ -82,7 +82,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if given:
         return Path(given)
     folder = tmp_path_factory.mktemp("llama")
-    with tarfile.open(fetch([LLAMA, "--no-binary=:all:"], "llama_cpp_python-*.tar.gz", folder)) as sdist:
+    with tarfile.open(fetch([LLAMA, "--no-binary=llama-cpp-python"], "llama_cpp_python-*.tar.gz", folder)) as sdist:
         members = [
             m for m in sdist.getmembers() if "/ggml/src/ggml-metal/" in m.name or m.name.endswith("/ggml-common.h")
         ]
