@@ -87,6 +87,10 @@ void Sequence::pop_page(Table& table) noexcept {
 
 bool Sequence::truncate(uint32_t length) {
     if (length > this->length()) return false;
+    if (length == 0) {  // nothing is left that would need a past
+        clear();
+        return true;
+    }
     const uint32_t kept = std::min(length, cached_);
     for (const Table& table : tables_) {
         if (first_visible_page(kept, table.window) < table.first_page) return false;

@@ -226,3 +226,38 @@ def test_pages_of_absurd_size_are_refused(tmp_path: Path) -> None:
         file.truncate(end * 12)  # sparse
     with pytest.raises((mn.UnsupportedModelError, mn.ModelFormatError)):
         mn.load(tmp_path / "absurd.gguf")
+
+
+def test_threads_that_take_one_cache_from_each_other_draw_no_wrong_token(long_model: Path) -> None:
+    model = mn.load(long_model, threads=1, batch_tokens=16)
+    base = [int(token) for token in np.random.default_rng(3).integers(0, 250, 60)]
+    prompts = [base[:9], base[:33], base, [*base[:20], 7, 7, 7]]
+    wanted = [model.generate(prompt, 6, GREEDY, ignore_eos=True).token_ids for prompt in prompts]
+    cache = model.new_cache()
+    wrong: list[object] = []
+    finished: list[int] = []
+
+    def work(thread: int) -> None:
+        for turn in range(30):
+            which = (thread + turn) % len(prompts)
+            drawn: list[int] = []
+            try:
+                for chunk in model.stream(prompts[which], 6, GREEDY, ignore_eos=True, cache=cache):
+                    drawn += [] if chunk.token_id is None else [chunk.token_id]
+                finished.append(which)
+            except mn.RequestError as error:
+                if "taken over" not in str(error):
+                    wrong.append(error)
+            except BaseException as error:
+                wrong.append(error)
+            if drawn != wanted[which][: len(drawn)]:
+                wrong.append((which, drawn))
+
+    threads = [threading.Thread(target=work, args=(thread,)) for thread in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    model.close()
+    assert not wrong
+    assert finished

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 
 import numpy as np
@@ -32,11 +33,14 @@ class CachedTokens:
         self._extended = False
         self.tokens: list[int] = []
         self._holder = 0
+        # Held while tokens and pages change together. A signal handler may come back to a cache that its thread runs.
+        self._lock = threading.RLock()
 
     def take(self) -> int:
         """Become the holder, whose number :meth:`extend` takes; earlier holders are refused from now on."""
-        self._holder += 1
-        return self._holder
+        with self._lock:
+            self._holder += 1
+            return self._holder
 
     def enter(self, tokens: int) -> None:
         """Wait until there is memory for this sequence to grow to ``tokens``, and claim it.
@@ -60,26 +64,27 @@ class CachedTokens:
         """Whether this is a cache of the model ``native``."""
         return self._native is native
 
-    def keep_prefix(self, ids: Sequence[int], planned: int) -> int:
+    def keep_prefix(self, ids: Sequence[int], planned: int, holder: int | None = None) -> int:
         """Forget all cached tokens but those that ``ids`` begins with, the last of ``ids`` excepted, and say how many
         stay.
 
         ``planned`` is the length that the sequence is expected to reach.
         """
-        extended = self._needs_extended(planned)
-        keep = 0
-        if extended == self._extended:
-            for cached, wanted in zip(self.tokens, ids[:-1], strict=False):
-                if cached != wanted:
-                    break
-                keep += 1
-        if not self._sequence.truncate(keep):
+        with self._lock:
+            self._check(holder)
+            extended = self._needs_extended(planned)
             keep = 0
-            self._sequence.close()
-            self._sequence = self._open().create_sequence()
-        del self.tokens[keep:]
-        self._extended = extended
-        return keep
+            if extended == self._extended:
+                for cached, wanted in zip(self.tokens, ids[:-1], strict=False):
+                    if cached != wanted:
+                        break
+                    keep += 1
+            if not self._sequence.truncate(keep):
+                keep = 0
+                self._sequence.truncate(0)
+            del self.tokens[keep:]
+            self._extended = extended
+            return keep
 
     def shift(self, keep: int, count: int) -> None:
         """Forget ``count`` tokens behind the first ``keep``. Those that follow them are computed again, at their new
@@ -113,24 +118,28 @@ class CachedTokens:
         logits: npt.NDArray[np.float32],
         selection: _native.Selection | None = None,
     ) -> None:
-        native = self._open()
+        with self._lock:
+            native = self._open()
+            self._check(holder)
+            if not self.tokens:
+                self._extended = self._needs_extended(planned)
+            before = self._sequence.length
+            try:
+                native.forward(
+                    [self._sequence],
+                    [np.asarray(ids, np.int32)],
+                    [mode],
+                    [self._extended],
+                    logits,
+                    [selection],
+                )
+            finally:
+                # After an interruption the sequence has the tokens of the submissions that completed.
+                self.tokens.extend(ids[: self._sequence.length - before])
+
+    def _check(self, holder: int | None) -> None:
         if holder is not None and holder != self._holder:
             raise RequestError("another generation has taken over the cache of this one")
-        if not self.tokens:
-            self._extended = self._needs_extended(planned)
-        before = self._sequence.length
-        try:
-            native.forward(
-                [self._sequence],
-                [np.asarray(ids, np.int32)],
-                [mode],
-                [self._extended],
-                logits,
-                [selection],
-            )
-        finally:
-            # After an interruption the sequence has the tokens of the submissions that completed.
-            self.tokens.extend(ids[: self._sequence.length - before])
 
     def _needs_extended(self, planned: int) -> bool:
         return self._original_context > 0 and planned > self._original_context

@@ -232,7 +232,7 @@ class Model:
         holder = cache.take()
         try:
             stats.prompt_tokens = len(ids)
-            stats.cached_tokens = cache.keep_prefix(ids, planned)
+            stats.cached_tokens = cache.keep_prefix(ids, planned, holder)
             cache.enter(self._claim(len(ids), limit))
             chain.accept_prompt(ids)
 
