@@ -1,4 +1,4 @@
-"""Conversations under half the memory they want, while things go wrong; see stress_memory.py, which runs longer."""
+"""Conversations under half the memory that they want, while things go wrong; stress_memory.py runs longer."""
 
 from __future__ import annotations
 
