@@ -145,8 +145,9 @@ bool KvCache::must_wait(const Sequence& sequence, uint32_t count, std::span<Sequ
         if (one != &sequence && !gives_way(*one, sequence, pass)) others += one->own_bytes();
     }
     if (others == 0) return false;
+    // With room to grow for those that were here: or it would be gone again at their next page.
     const uint64_t most = capacity();
-    return bytes_for(uint64_t{sequence.length()} + count) > most - std::min(most, others);
+    return bytes_for(uint64_t{sequence.length()} + count) + others > most - most / 16;
 }
 
 // Does one thing that gives memory back, or that lets the next one do so; false when there is nothing to be done.
@@ -198,9 +199,14 @@ uint64_t KvCache::evict(Sequence& sequence, std::string_view reason, bool shared
             log_.record(action, freed, "kv", reason);
             return freed;
         } catch (const std::exception&) {
-            // Host memory is short too, or the device refused the copy: all of it is computed again.
+            // Host memory is short too, or the device refused the copy.
+            return drop(sequence, reason);
         }
     }
+    return drop(sequence, reason);
+}
+
+uint64_t KvCache::drop(Sequence& sequence, std::string_view reason) noexcept {
     const uint64_t freed = sequence.drop();
     log_.record(MemoryAction::drop, freed, "kv", reason);
     return freed;

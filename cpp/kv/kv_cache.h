@@ -84,6 +84,7 @@ class KvCache {
     bool active(const Sequence& sequence, uint64_t now) const noexcept;
     bool idle(const Sequence& sequence, uint64_t now) const noexcept;
     bool gives_way(const Sequence& sequence, const Sequence& needy, std::span<Sequence* const> pass) const noexcept;
+    uint64_t drop(Sequence& sequence, std::string_view reason) noexcept;
     bool must_wait(const Sequence& sequence, uint32_t count, std::span<Sequence* const> pass) const;
     bool relieve(Sequence& needy, std::span<Sequence* const> pass, bool preempts);
     Sequence* idle_victim(const Sequence* needy) const noexcept;

@@ -22,13 +22,18 @@ void MemoryLog::record(MemoryAction action, uint64_t bytes, std::string_view sco
         if (events_.size() == kKept) events_.pop_front();
         events_.push_back({now_ns(), action, bytes, std::string(scope), std::string(reason)});
     } catch (const std::bad_alloc&) {
-        // The counts have it.
+        ++lost_;
     }
 }
 
 std::vector<MemoryEvent> MemoryLog::events() const {
     const std::lock_guard lock(mutex_);
     return {events_.begin(), events_.end()};
+}
+
+uint64_t MemoryLog::lost() const {
+    const std::lock_guard lock(mutex_);
+    return lost_;
 }
 
 MemoryLog::Count MemoryLog::count(MemoryAction action) const {

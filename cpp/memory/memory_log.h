@@ -48,11 +48,14 @@ class MemoryLog {
     void record(MemoryAction action, uint64_t bytes, std::string_view scope, std::string_view reason) noexcept;
     std::vector<MemoryEvent> events() const;
     Count count(MemoryAction action) const;
+    // Events that are counted, and that there was no memory to keep.
+    uint64_t lost() const;
 
   private:
     static constexpr size_t kKept = 4096;
     mutable std::mutex mutex_;
     std::deque<MemoryEvent> events_;
+    uint64_t lost_ = 0;
     std::array<Count, kMemoryActions> counts_;
 };
 

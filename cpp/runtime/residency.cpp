@@ -57,6 +57,7 @@ void ResidencyManager::run() {
         try {
             balance_();
         } catch (...) {
+            ++failures_;
         }
         lock.lock();
     }

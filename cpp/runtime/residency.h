@@ -2,6 +2,7 @@
 
 #include <sys/types.h>
 
+#include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <cstdint>
@@ -63,6 +64,9 @@ class ResidencyManager {
     ResidencyManager(const ResidencyManager&) = delete;
     ResidencyManager& operator=(const ResidencyManager&) = delete;
 
+    // Calls that threw.
+    uint64_t failures() const noexcept { return failures_; }
+
   private:
     void run();
 
@@ -72,6 +76,7 @@ class ResidencyManager {
     std::mutex mutex_;
     std::condition_variable stop_;
     bool stopping_ = false;
+    std::atomic<uint64_t> failures_{0};
     std::thread thread_;
 };
 
