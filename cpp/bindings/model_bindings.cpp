@@ -174,7 +174,7 @@ std::shared_ptr<Model> make_model(std::shared_ptr<ModelFile> file, const Program
     }
     const nb::gil_scoped_release release;
     std::shared_ptr<Backend> backend = create_backend({device, threads});
-    return std::make_shared<Model>(std::move(file), std::move(backend), program, options);
+    return Model::load(file, backend, program, std::move(options));
 }
 
 nb::tuple predict_memory(std::shared_ptr<ModelFile> file, const Program& program, uint32_t context_length,

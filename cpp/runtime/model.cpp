@@ -19,6 +19,9 @@ uint32_t max_outputs(const Program& program, uint32_t batch_tokens) {
 
 constexpr std::chrono::milliseconds kBalancePeriod{100};
 
+constexpr int kPlacementAttempts = 8;
+constexpr uint64_t kPlacementStep = uint64_t{1} << 20;
+
 ModelOptions checked(ModelOptions options) {
     if (options.batch_tokens == 0 || options.batch_tokens > 65536) {
         throw RequestError("batch_tokens must lie between 1 and 65536");
@@ -120,6 +123,20 @@ Model::Model(std::shared_ptr<const ModelFile> file, std::shared_ptr<Backend> bac
 
 Model::~Model() = default;
 
+std::shared_ptr<Model> Model::load(const std::shared_ptr<const ModelFile>& file,
+                                   const std::shared_ptr<Backend>& backend, const Program& program,
+                                   ModelOptions options) {
+    uint64_t step = kPlacementStep;
+    for (int attempts = options.placement.automatic() ? kPlacementAttempts : 1;; --attempts, step *= 2) {
+        try {
+            return std::make_shared<Model>(file, backend, program, options);
+        } catch (const OutOfMemory& error) {
+            if (attempts == 1) throw;
+            options.placement_reserve += error.needed - std::min(error.needed, error.available) + step;
+        }
+    }
+}
+
 Placement Model::place(Program& traced, const DeviceInfo& device, const ModelOptions& options) {
     std::vector<KvLayout> kv;
     kv.reserve(traced.groups.size());
@@ -131,7 +148,7 @@ Placement Model::place(Program& traced, const DeviceInfo& device, const ModelOpt
     limits.memory_budget = options.memory_budget;
     limits.context = options.placement_context ? options.placement_context : options.context_length;
     limits.batch_tokens = options.batch_tokens;
-    limits.activations = activation_bytes(plan_program(traced), options.batch_tokens);
+    limits.activations = activation_bytes(plan_program(traced), options.batch_tokens) + options.placement_reserve;
     limits.kv = kv;
     return place_weights(traced, options.placement, limits);
 }

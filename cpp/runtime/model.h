@@ -35,6 +35,7 @@ struct ModelOptions {
     uint64_t memory_budget = 0;   // bytes; 0: none
     PlacementRules placement;
     uint32_t placement_context = 0;  // tokens that `auto` leaves room for; 0: context_length
+    uint64_t placement_reserve = 0;  // bytes that `auto` leaves free beside that, for what plans take when compiled
     // Makes the backend of the host's processor, for layers that are placed there; without it there can be none. Called
     // at most once, and not where the model's device is the host itself.
     std::function<std::shared_ptr<Backend>()> host;
@@ -66,6 +67,12 @@ class Model : public std::enable_shared_from_this<Model> {
     Model(std::shared_ptr<const ModelFile> file, std::shared_ptr<Backend> backend, const Program& program,
           const ModelOptions& options);
     ~Model();
+
+    // The same; but where weights are placed by the budget, and what the plans turn out to take does not fit beside
+    // them, again with more room for it.
+    static std::shared_ptr<Model> load(const std::shared_ptr<const ModelFile>& file,
+                                       const std::shared_ptr<Backend>& backend, const Program& program,
+                                       ModelOptions options);
 
     // The sequence keeps its model alive and gives its pages back under the model's lock.
     std::shared_ptr<Sequence> create_sequence();
