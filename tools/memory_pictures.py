@@ -16,7 +16,7 @@ from metallic_native.observe import MemoryTimeline
 
 TOKENS = 900  # of each generation
 PAGES = 52  # that the budget leaves room for
-PAUSE = 0.4  # seconds between the starts
+PAUSE = 0.4  # seconds before and after the generations
 
 
 def page_bytes(model: mn.Model) -> int:
@@ -24,7 +24,7 @@ def page_bytes(model: mn.Model) -> int:
 
 
 def timeline(path: Path) -> None:
-    options = {"device": "cpu", "batch_tokens": 64}
+    options = {"device": "cpu", "threads": 1, "batch_tokens": 64}
     with mn.load("demo", **options) as model:
         report = model.memory()
         fixed = report.heap_bytes + PAGES * page_bytes(model)
@@ -37,7 +37,6 @@ def timeline(path: Path) -> None:
             for seed in range(3):
                 threads.append(threading.Thread(target=generate, args=(model, seed)))
                 threads[-1].start()
-                time.sleep(PAUSE)
             for thread in threads:
                 thread.join()
             earlier.extend([5], planned=402)  # its pages come back
