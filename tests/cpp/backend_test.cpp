@@ -179,7 +179,8 @@ TEST(Backend, SubmissionsWaitForMemory) {
         session.prepare({{i + 1, some_tokens(5, i + 2)}}, {4});
         sent = {session.tokens, session.runs, session.tables, session.outputs, session.logits};
         sent.ticket = session.backend->submit(
-            *session.plan, Batch{sent.tokens, sent.runs, sent.tables, sent.outputs, sent.logits.data(), {}});
+            *session.plan,
+            Batch{sent.tokens, sent.runs, sent.tables, sent.outputs, sent.logits.data(), {}, nullptr, {}});
     }
     for (uint32_t i = 0; i < all.size(); ++i) {
         session.backend->wait(all[i].ticket);

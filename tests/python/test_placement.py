@@ -200,8 +200,8 @@ class TestTwoDevices:
 
     def test_auto_fills_the_budget_from_the_last_block_on(self) -> None:
         seen = []
-        for budget in (8_000_000, 12_000_000, 14_000_000, 40_000_000):
-            with mn.load(device="metal", weights="auto", memory_budget=budget, batch_tokens=16) as model:
+        for budget in (16_000_000, 17_000_000, 18_000_000, 40_000_000):
+            with mn.load(device="metal", weights="auto", memory_budget=budget, batch_tokens=16, kv_type="f32") as model:
                 placement = model.placement
                 assert model.memory().heap_bytes <= budget
             assert placement.automatic
@@ -210,8 +210,7 @@ class TestTwoDevices:
             assert places == sorted(places), "the host's blocks are the first"
             on_device = [b for b in placement.blocks if b.place != "cpu"]
             used = sum(block.kv + sum(block.weights.values()) for block in on_device)
-            assert used == 0 or placement.reserved + used <= budget
+            assert placement.reserved + used <= budget
             seen.append(places.count("cpu"))
         assert seen == sorted(seen, reverse=True)
-        # What the device's plan takes beside them is more than a block of this small model: some or none.
-        assert seen[0] > seen[-1] == 0
+        assert seen[0] > seen[2] > seen[-1] == 0
