@@ -10,6 +10,7 @@
 
 #include "bindings/bindings.h"
 #include "core/error.h"
+#include "trace/events.h"
 
 namespace nb = nanobind;
 
@@ -185,6 +186,7 @@ void bind_memory(nb::module_& m) {
         },
         nb::sig("def take_leak_reports() -> list[list[tuple[str, int, int]]]"),
         "What pools left behind when they were closed, since the last call: (owner, allocations, bytes) of each.");
+    m.def("now_ns", &now_ns, "Nanoseconds of the monotonic clock that events are stamped with.");
     m.attr("pool_alignment") = Pool::kAlignment;
     m.attr("pool_heap_bytes") = Pool::kHeapBytes;
 }

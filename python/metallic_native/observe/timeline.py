@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 import threading
-import time
 from dataclasses import dataclass
 from os import PathLike
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from .. import _native
 from ..errors import Error, RequestError
 
 if TYPE_CHECKING:
@@ -19,10 +18,8 @@ __all__ = ["MemorySample", "MemoryTimeline"]
 
 
 def _now() -> float:
-    """Seconds of the clock that events of memory are stamped with, which C++ calls steady."""
-    if sys.platform == "darwin":
-        return time.clock_gettime(time.CLOCK_MONOTONIC_RAW)
-    return time.monotonic()
+    """Seconds of the clock that events of memory are stamped with."""
+    return _native.now_ns() / 1e9
 
 
 @dataclass(frozen=True)
