@@ -219,7 +219,7 @@ void forward(Model& model, const std::vector<SequenceHandle*>& sequences, const 
         runs[i].selection = &wanted[i];
         runs[i].candidates = chosen[i].candidates.data();
     }
-    if (logits.shape(0) != Model::logit_rows(runs) || (logits.shape(0) && logits.shape(1) != model.vocabulary())) {
+    if (logits.shape(0) != logit_rows(runs) || (logits.shape(0) && logits.shape(1) != model.vocabulary())) {
         throw RequestError("the array for the logits has the wrong shape");
     }
     const std::function<bool()> interrupted = interruption();

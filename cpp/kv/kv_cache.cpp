@@ -264,6 +264,12 @@ uint64_t KvCache::bytes_for(uint64_t tokens) const noexcept {
     return bytes;
 }
 
+uint64_t KvCache::bytes_per_token() const noexcept {
+    uint64_t bytes = 0;
+    for (const KvGroup& group : groups_) bytes += group.layout.page_bytes / kPageTokens;
+    return bytes;
+}
+
 uint64_t KvCache::capacity() const {
     uint64_t limit = 0, others = 0;
     std::unordered_set<const Pool*> seen;

@@ -70,6 +70,8 @@ class KvCache {
 
     // The most bytes of pages that a sequence of so many tokens takes at a time.
     uint64_t bytes_for(uint64_t tokens) const noexcept;
+    // What one token takes in all groups, without regard to windows.
+    uint64_t bytes_per_token() const noexcept;
     // The most bytes that pages may take: the budget, less what is not pages.
     uint64_t capacity() const;
     // Bytes that generations that are running were admitted for, or take by now, but for `except`.

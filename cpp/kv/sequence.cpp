@@ -254,4 +254,8 @@ uint64_t Sequence::pages() const noexcept {
     return sum;
 }
 
+void Sequence::check_idle() const {
+    if (busy) throw RequestError("the sequence is in use by a forward pass");
+}
+
 }  // namespace metallic

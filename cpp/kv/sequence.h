@@ -71,6 +71,9 @@ class Sequence {
 
     // ---- of those who run it, see KvCache ----
 
+    // Throws RequestError while a forward pass holds it.
+    void check_idle() const;
+
     bool busy = false;           // a forward pass holds it
     bool in_flight = false;      // the batch that is running reads its pages
     bool rope_extended = false;  // which RoPE tables its tokens were computed with

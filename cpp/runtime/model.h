@@ -1,14 +1,11 @@
 #pragma once
 
-#include <atomic>
 #include <cstdint>
 #include <functional>
 #include <memory>
-#include <mutex>
 #include <optional>
 #include <span>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "backend/backend.h"
@@ -20,7 +17,7 @@
 #include "memory/pool.h"
 #include "program/program.h"
 #include "runtime/admission.h"
-#include "runtime/fair_mutex.h"
+#include "runtime/forward_runner.h"
 #include "runtime/placement.h"
 #include "runtime/residency.h"
 #include "runtime/staged_plan.h"
@@ -47,19 +44,8 @@ struct ModelOptions {
     std::shared_ptr<const ResidencyPolicy> policy;
 };
 
-// Part of one forward pass: the next tokens of a sequence, and which of them want logits, or the last one's candidates.
-struct RunRequest {
-    Sequence* sequence = nullptr;
-    std::span<const int32_t> tokens;
-    bool all_logits = false;  // of every token; otherwise of the last
-    bool no_logits = false;   // of none
-    bool rope_extended = false;
-    const Selection* selection = nullptr;  // not null: candidates of the last token are wanted, and no logits
-    Candidate* candidates = nullptr;       // [selection->k]
-};
-
 // A loaded model: weights, plan, pages. Thread-safe: forward passes of several threads take turns, a submission at a
-// time. Two locks: `submission_` is held while the backend runs, the cache's only while page tables change, so that
+// time. Two locks: the runner's is held while the backend runs, the cache's only while page tables change, so that
 // sequences and statistics can be had at any time, also from a signal handler that interrupts a submission.
 class Model : public std::enable_shared_from_this<Model> {
   public:
@@ -103,9 +89,9 @@ class Model : public std::enable_shared_from_this<Model> {
     // The caller keeps the sequences alive. Where the memory is short, idle and younger sequences lose their pages, or
     // this call waits for older ones. Throws OutOfMemory when that does not help, RequestError when another pass holds
     // one of them, or when called from within `interrupted`.
-    void forward(std::span<const RunRequest> runs, float* logits, const std::function<bool()>& interrupted);
-    // Rows of logits that `runs` ask for.
-    static uint64_t logit_rows(std::span<const RunRequest> runs) noexcept;
+    void forward(std::span<const RunRequest> runs, float* logits, const std::function<bool()>& interrupted) {
+        runner_->forward(runs, logits, interrupted);
+    }
 
     // What it computes in, where the options leave the choice to the device.
     Precision precision() const noexcept { return plan_->precision(); }
@@ -148,7 +134,7 @@ class Model : public std::enable_shared_from_this<Model> {
     // Moves pages together, so that heaps that become empty go back to the system. Returns the bytes moved.
     uint64_t compact();
     // Bytes that keys and values of one token take in all groups, without regard to windows.
-    uint64_t kv_bytes_per_token() const noexcept;
+    uint64_t kv_bytes_per_token() const noexcept { return cache_->bytes_per_token(); }
     uint64_t arena_bytes() const noexcept { return plan_->arena_bytes(); }
     // The activations that a model of this planned program takes with submissions of at most `batch_tokens`.
     static uint64_t activation_bytes(const Program& planned, uint32_t batch_tokens);
@@ -160,34 +146,7 @@ class Model : public std::enable_shared_from_this<Model> {
         std::shared_ptr<Backend> host;  // null: no step runs there
     };
     static Placed plan(const Program& traced, const DeviceInfo& device, const ModelOptions& options);
-    struct Progress {
-        uint32_t done = 0;    // tokens of the request in the cache
-        uint32_t queued = 0;  // tokens in the batch being built
-        bool again = false;   // which are older ones, whose pages had been dropped
-        uint64_t result_row = 0;
-    };
-    // A forward pass.
-    struct Pass {
-        std::span<const RunRequest> requests;
-        std::vector<Progress> progress;
-        std::vector<Sequence*> sequences;
-        float* logits = nullptr;
-        const std::function<bool()>& interrupted;
-        size_t most_runs = 0;  // of a batch
-        bool relieved = false;
-    };
-    enum class Turn : uint8_t { done, ran, wait };
-    class Hold;
-    class Flight;
     std::shared_ptr<Sequence> own(std::unique_ptr<Sequence> sequence);
-    void check(std::span<const RunRequest> runs) const;
-    Turn submit_next(Pass& pass);
-    bool fill_batch(Pass& pass);
-    void run_batch(Pass& pass);
-    void commit_batch(Pass& pass, const float* gathered);
-    bool recover(Pass& pass);
-    KvCache::Room add_run(Pass& pass, size_t index, uint32_t count);
-    uint32_t next_tokens(const Pass& pass, size_t index) const noexcept;
     void balance();
     void carry_out(const MemoryDecision& decision);
 
@@ -204,19 +163,7 @@ class Model : public std::enable_shared_from_this<Model> {
     std::unique_ptr<StagedPlan> plan_;
     std::unique_ptr<KvCache> cache_;
     std::unique_ptr<Admission> admission_;
-
-    FairMutex submission_;
-    std::atomic<std::thread::id> submitting_{};
-    std::atomic<uint64_t> last_run_ns_{0};
-    // The batch being run, guarded by `submission_`; reused, so that a step allocates nothing.
-    std::vector<float> gathered_;
-    std::vector<int32_t> tokens_;
-    std::vector<Run> runs_;
-    std::vector<PageTableView> tables_;
-    std::vector<uint32_t> output_rows_;
-    std::vector<Selection> selections_;  // one per output row, or none
-    std::vector<Candidate> candidates_;
-
+    std::unique_ptr<ForwardRunner> runner_;
     std::unique_ptr<ResidencyManager> residency_;  // the last member: its thread uses the others
 };
 

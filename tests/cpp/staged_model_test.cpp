@@ -31,7 +31,7 @@ class StagedModel {
     }
 
     std::vector<float> forward(std::vector<RunRequest> runs) {
-        std::vector<float> logits(Model::logit_rows(runs) * PlacedModel::kVocabulary);
+        std::vector<float> logits(logit_rows(runs) * PlacedModel::kVocabulary);
         model->forward(runs, logits.data(), interrupted);
         return logits;
     }
