@@ -163,14 +163,16 @@ std::shared_ptr<Model> make_model(std::shared_ptr<ModelFile> file, const Program
     options.precision = parse_precision(precision);
     if (eviction == "save") {
         options.eviction = Eviction::save;
-    } else if (eviction == "compress") {
+    } else if (eviction == "compress" || eviction == "compress-q4_0") {
         options.eviction = Eviction::compress;
+        options.packed = eviction == "compress" ? DType::Q8_0 : DType::Q4_0;
     } else if (eviction == "recompute") {
         options.eviction = Eviction::recompute;
     } else if (eviction != "auto") {
         throw RequestError(
-            "evicted pages are saved (\"save\", \"compress\") or computed again (\"recompute\"), not \"" + eviction +
-            "\"");
+            "evicted pages are saved (\"save\", \"compress\", \"compress-q4_0\") or computed again (\"recompute\"), "
+            "not \"" +
+            eviction + "\"");
     }
     const nb::gil_scoped_release release;
     std::shared_ptr<Backend> backend = create_backend({device, threads});
@@ -267,7 +269,9 @@ void bind_model(nb::module_& m) {
             "Tokens whose keys and values there are: fewer than `length` where they were dropped.")
         .def(
             "reserve", [](SequenceHandle& s, uint32_t length) { s.model()->reserve(*s.get(), length); },
-            nb::arg("length"), "Takes the pages for `length` tokens now. Raises OutOfMemory.")
+            nb::arg("length"),
+            "Takes the pages for `length` tokens now; idle sequences make room, running ones do not. Raises "
+            "OutOfMemory.")
         .def(
             "evict", [](SequenceHandle& s) { return s.model()->evict(*s.get()); },
             "Gives the pages up, as under pressure; they are back when it is run. Returns the bytes.")

@@ -10,20 +10,20 @@
 namespace metallic {
 namespace {
 
-// Sides of more than 8 bits in 8 bits.
-KvLayout packed_layout(const KvGroup& group) {
-    const auto packed = [](DType dtype) { return dtype == DType::Q8_0 || dtype == DType::Q4_0 ? dtype : DType::Q8_0; };
+// Sides of more bits than `packed` in that.
+KvLayout packed_layout(const KvGroup& group, DType packed) {
+    const auto smaller = [&](DType dtype) { return dtype == DType::Q4_0 || dtype == packed ? dtype : packed; };
     const KvPair types = group.layout.types();
-    return KvLayout::of(group.group, {packed(types.keys), packed(types.values)});
+    return KvLayout::of(group.group, {smaller(types.keys), smaller(types.values)});
 }
 
 }  // namespace
 
-KvCache::KvCache(std::vector<KvGroup> groups, uint32_t batch_tokens, Eviction eviction, MemoryLog& log)
+KvCache::KvCache(std::vector<KvGroup> groups, uint32_t batch_tokens, Eviction eviction, MemoryLog& log, DType packed)
     : groups_(std::move(groups)), batch_tokens_(batch_tokens), eviction_(eviction), log_(log) {
     for (const KvGroup& group : groups_) {
         stores_.push_back(std::make_unique<PageStore>(*group.pool, *group.backend, group.layout, group.owner));
-        if (eviction_ == Eviction::compress) packed_.push_back(packed_layout(group));
+        if (eviction_ == Eviction::compress) packed_.push_back(packed_layout(group, packed));
     }
 }
 
@@ -173,12 +173,16 @@ bool KvCache::relieve(Sequence& needy, std::span<Sequence* const> pass, bool pre
     return true;
 }
 
+void KvCache::make_resident(Sequence& sequence) {
+    if (!sequence.resident()) log_.record(MemoryAction::restore, sequence.restore(), "kv", "needed again");
+}
+
 KvCache::Room KvCache::prepare(Sequence& sequence, uint32_t count, std::span<Sequence* const> pass, bool preempts) {
     sequence.last_used_ns = now_ns();
     if (must_wait(sequence, count, pass)) return preempts ? Room::wait : Room::skip;
     for (;;) {
         try {
-            if (!sequence.resident()) log_.record(MemoryAction::restore, sequence.restore(), "kv", "needed again");
+            make_resident(sequence);
             sequence.reserve(sequence.cached() + count);
             return Room::made;
         } catch (const OutOfMemory&) {
@@ -187,6 +191,19 @@ KvCache::Room KvCache::prepare(Sequence& sequence, uint32_t count, std::span<Seq
             if (!others_have_pages(sequence, pass)) throw;
             if (sequence.own_bytes() != 0) evict(sequence, "an older sequence comes first");
             return Room::wait;
+        }
+    }
+}
+
+void KvCache::reserve(Sequence& sequence, uint32_t length) {
+    sequence.last_used_ns = now_ns();
+    for (;;) {
+        try {
+            make_resident(sequence);
+            sequence.reserve_ahead(length);
+            return;
+        } catch (const OutOfMemory&) {
+            if (!relieve(sequence, {}, false)) throw;
         }
     }
 }
@@ -270,15 +287,24 @@ uint64_t KvCache::bytes_per_token() const noexcept {
     return bytes;
 }
 
-uint64_t KvCache::capacity() const {
-    uint64_t limit = 0, others = 0;
+uint64_t KvCache::other_bytes() const {
+    uint64_t bytes = 0;
     std::unordered_set<const Pool*> seen;
     for (const KvGroup& group : groups_) {
         if (!seen.insert(group.pool).second) continue;
         const PoolStatistics use = group.pool->statistics();
-        limit = std::max(limit, use.budget ? use.budget : group.backend->device().memory_bytes);
-        others += use.current() - use.tags[static_cast<int>(Tag::kv)].current - use.mapped_bytes;
+        bytes += use.current() - use.tags[static_cast<int>(Tag::kv)].current - use.mapped_bytes;
     }
+    return bytes;
+}
+
+uint64_t KvCache::capacity() const {
+    uint64_t limit = 0;
+    for (const KvGroup& group : groups_) {
+        const uint64_t budget = group.pool->budget()->limit();
+        limit = std::max(limit, budget ? budget : group.backend->device().memory_bytes);
+    }
+    const uint64_t others = std::max(other_bytes(), expected_others_);
     return limit > others ? limit - others : 0;
 }
 

@@ -26,7 +26,7 @@ struct KvGroup {
 // What becomes of the pages of a sequence that has to make room.
 enum class Eviction : uint8_t {
     save,       // they wait in host memory: the same bytes come back
-    compress,   // they wait in host memory in 8 bits, where they have more: what comes back is rounded
+    compress,   // they wait in host memory in a smaller type, where they have a larger one: what comes back is rounded
     recompute,  // they are dropped: the tokens are computed again
 };
 
@@ -37,7 +37,9 @@ class KvCache {
     // A generation that was not run for so long may lose its pages as an idle sequence may: its consumer is slow.
     static constexpr uint64_t kStalledNs = 250'000'000;
 
-    KvCache(std::vector<KvGroup> groups, uint32_t batch_tokens, Eviction eviction, MemoryLog& log);
+    // `packed`: what is compressed, and has more bits, is kept in: Q8_0 or Q4_0.
+    KvCache(std::vector<KvGroup> groups, uint32_t batch_tokens, Eviction eviction, MemoryLog& log,
+            DType packed = DType::Q8_0);
 
     std::mutex& mutex() const noexcept { return mutex_; }
 
@@ -59,6 +61,10 @@ class KvCache {
     // Throws OutOfMemory when nobody else has anything to give.
     Room prepare(Sequence& sequence, uint32_t count, std::span<Sequence* const> pass, bool preempts);
 
+    // Takes the pages for tokens up to `length` now, see Sequence::reserve_ahead; saved ones come back first. Idle
+    // sequences make room for that, running ones do not. Throws OutOfMemory.
+    void reserve(Sequence& sequence, uint32_t length);
+
     // Gives the sequence's pages up as its eviction says; returns the bytes given back. `save` leaves pages that others
     // share where they are, unless `shared` says otherwise.
     uint64_t evict(Sequence& sequence, std::string_view reason, bool shared = false);
@@ -74,6 +80,11 @@ class KvCache {
     uint64_t bytes_per_token() const noexcept;
     // The most bytes that pages may take: the budget, less what is not pages.
     uint64_t capacity() const;
+    // Bytes that are not pages.
+    uint64_t other_bytes() const;
+    // So many of them count also while there are fewer: weights were given up that will be taken back, and no
+    // generation is let in on their room. 0: none.
+    void expect_others(uint64_t bytes) noexcept { expected_others_ = bytes; }
     // Bytes that generations that are running were admitted for, or take by now, but for `except`.
     uint64_t claimed(const Sequence* except) const noexcept;
 
@@ -87,6 +98,7 @@ class KvCache {
     bool idle(const Sequence& sequence, uint64_t now) const noexcept;
     bool gives_way(const Sequence& sequence, const Sequence& needy, std::span<Sequence* const> pass) const noexcept;
     uint64_t drop(Sequence& sequence, std::string_view reason) noexcept;
+    void make_resident(Sequence& sequence);
     bool must_wait(const Sequence& sequence, uint32_t count, std::span<Sequence* const> pass) const;
     bool relieve(Sequence& needy, std::span<Sequence* const> pass, bool preempts);
     Sequence* idle_victim(const Sequence* needy) const noexcept;
@@ -105,6 +117,7 @@ class KvCache {
     std::vector<std::unique_ptr<PageStore>> stores_;
     std::vector<Sequence*> sequences_;
     uint64_t ages_ = 0;
+    uint64_t expected_others_ = 0;
 };
 
 }  // namespace metallic

@@ -223,10 +223,26 @@ std::unique_lock<FairMutex> ForwardRunner::pause() {
     return std::unique_lock(submission_);
 }
 
+// Before the batch takes pages, so that these come out of what weights leave.
+void ForwardRunner::restore_weights() {
+    while (!plan_.ready()) {
+        try {
+            log_.record(MemoryAction::restore_weights, plan_.restore(), "weights", "needed again");
+        } catch (const OutOfMemory& error) {
+            const std::lock_guard lock(cache_.mutex());
+            if (cache_.evict_idle(error.needed, "room for weights") == 0) throw;
+            continue;
+        }
+        const std::lock_guard lock(cache_.mutex());
+        cache_.expect_others(0);
+    }
+}
+
 // Runs the next batch of the pass.
 ForwardRunner::Turn ForwardRunner::submit_next(Pass& pass) {
     const std::unique_lock submission = pause();
     const Flight flight(*this, pass);
+    restore_weights();
     {
         const std::lock_guard lock(cache_.mutex());
         if (!fill_batch(pass)) return Turn::wait;

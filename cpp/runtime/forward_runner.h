@@ -80,6 +80,7 @@ class ForwardRunner {
     bool fill_batch(Pass& pass);
     void run_batch(Pass& pass);
     void commit_batch(Pass& pass, const float* gathered);
+    void restore_weights();
     bool recover(Pass& pass);
     KvCache::Room add_run(Pass& pass, size_t index, uint32_t count);
     uint32_t next_tokens(const Pass& pass, size_t index) const noexcept;

@@ -64,7 +64,7 @@ Model::Model(std::shared_ptr<const ModelFile> file, std::shared_ptr<Backend> bac
             {at.pool, at.backend.get(), group.group, group.layout, "kv/group." + std::to_string(groups.size())});
     }
     const Eviction eviction = options_.eviction.value_or(device().deterministic ? Eviction::recompute : Eviction::save);
-    cache_ = std::make_unique<KvCache>(std::move(groups), options_.batch_tokens, eviction, log_);
+    cache_ = std::make_unique<KvCache>(std::move(groups), options_.batch_tokens, eviction, log_, options_.packed);
     admission_ = std::make_unique<Admission>(*cache_, log_);
     runner_ = std::make_unique<ForwardRunner>(
         *plan_, *cache_, *admission_, log_,
@@ -172,7 +172,7 @@ void Model::reserve(Sequence& sequence, uint32_t length) {
     if (length > options_.context_length) throw RequestError("a reservation beyond the context length");
     const std::lock_guard lock(cache_->mutex());
     sequence.check_idle();
-    if (sequence.resident()) sequence.reserve_ahead(length);
+    cache_->reserve(sequence, length);
 }
 
 Model::SequenceUse Model::use(const Sequence& sequence) const {
@@ -209,9 +209,24 @@ void Model::set_memory_budget(uint64_t bytes) noexcept {
     admission_->notify();
 }
 
+// While nothing runs.
+uint64_t Model::free_weights(std::string_view reason) {
+    const std::lock_guard lock(cache_->mutex());
+    const uint64_t others = cache_->other_bytes();
+    const bool all = plan_->ready();  // not so after an attempt to bring them back that failed
+    const uint64_t bytes = plan_->evict_weights();
+    if (bytes == 0) return 0;
+    if (all) cache_->expect_others(others);
+    log_.record(MemoryAction::evict_weights, bytes, "weights", reason);
+    for (Pool* pool : {&pool_, host_pool_.get()}) {
+        if (pool) pool->drop_empty_heaps();
+    }
+    return bytes;
+}
+
 uint64_t Model::evict_weights() {
     const std::unique_lock submission = runner_->pause();
-    return plan_->evict_weights();
+    return free_weights("asked for");
 }
 
 Model::KvUse Model::kv_use() const {
@@ -271,8 +286,7 @@ void Model::carry_out(const MemoryDecision& decision) {
     }
     if (decision.evict_weights) {
         const std::unique_lock submission = runner_->pause();
-        log_.record(MemoryAction::evict_weights, plan_->evict_weights(), "weights", "the model was idle");
-        pool_.drop_empty_heaps();
+        free_weights("the model was idle");
     }
     if (decision.evict_bytes || decision.compact || decision.evict_weights) admission_->notify();
 }

@@ -40,6 +40,7 @@ struct ModelOptions {
     // What becomes of a sequence's pages when others need the memory; none: recompute where that gives the same bits,
     // else save.
     std::optional<Eviction> eviction;
+    DType packed = DType::Q8_0;  // of pages that are compressed: Q8_0 or Q4_0
     // What the background thread does about pressure; null: WatermarkPolicy.
     std::shared_ptr<const ResidencyPolicy> policy;
 };
@@ -147,6 +148,7 @@ class Model : public std::enable_shared_from_this<Model> {
     };
     static Placed plan(const Program& traced, const DeviceInfo& device, const ModelOptions& options);
     std::shared_ptr<Sequence> own(std::unique_ptr<Sequence> sequence);
+    uint64_t free_weights(std::string_view reason);
     void balance();
     void carry_out(const MemoryDecision& decision);
 

@@ -131,7 +131,6 @@ void StagedPlan::compile() {
 }
 
 void StagedPlan::run(const Batch& batch) {
-    if (!compiled_) compile();
     if (parts_.size() == 1) {
         run_part(parts_.front(), batch);
         return;
@@ -199,6 +198,11 @@ uint64_t StagedPlan::evict_weights() noexcept {
     uint64_t bytes = 0;
     for (Seat& seat : seats_) bytes += seat.weights ? seat.weights->evict() : 0;
     return bytes;
+}
+
+uint64_t StagedPlan::restore() {
+    compile();
+    return copied_bytes();
 }
 
 uint64_t StagedPlan::copied_bytes() const noexcept {

@@ -47,13 +47,16 @@ class StagedPlan {
     // Whose page tables a batch has for each run, in this order.
     std::span<const Group> groups() const noexcept { return groups_; }
 
-    // Uploads what is missing of the weights, runs the batch and waits for it. Throws what Backend::submit and wait do,
-    // and what Weights::upload does.
+    // Uploads what is missing of the weights, runs the batch and waits for it. Only while it is ready. Throws what
+    // Backend::submit and wait do, and what Weights::upload does.
     void run(const Batch& batch);
 
-    // Drops the plans and frees the copies of weights; returns their bytes. The next run makes room for them again,
-    // compiles all stages and uploads; OutOfMemory is thrown there, and a later run tries again.
+    // Drops the plans and frees the copies of weights; returns their bytes. Until `restore` it is not ready.
     uint64_t evict_weights() noexcept;
+    bool ready() const noexcept { return compiled_; }
+    // Makes room for the copies of weights again, which the runs that need them fill, and compiles all stages. Returns
+    // the bytes. Throws as the constructor does; it may be called again then.
+    uint64_t restore();
     uint64_t copied_bytes() const noexcept;
 
     // Of the stage that makes the logits; see Plan::precision.

@@ -195,6 +195,49 @@ TEST_P(KvCacheTest, NothingInFlightIsTouched) {
     flying->in_flight = flying->busy = false;
 }
 
+TEST_P(KvCacheTest, AReservationTakesPagesOfIdleSequencesAndOfNoOthers) {
+    Sequence *const idle = create(), *const running = create(), *const one = create();
+    run(idle, 64);
+    run(running, 64);
+    running->busy = true;
+    fill();
+    cache.reserve(*one, 64);
+    EXPECT_EQ(one->pages(), 2u);
+    EXPECT_TRUE(lost(idle));
+    EXPECT_THROW(cache.reserve(*one, 128), OutOfMemory);
+    EXPECT_EQ(one->pages(), 2u);
+    expect_whole(running);
+    running->busy = false;
+    cache.reserve(*one, 128);
+    EXPECT_EQ(one->pages(), 4u);
+}
+
+TEST_P(KvCacheTest, AReservationBringsSavedPagesBack) {
+    Sequence* const one = create();
+    run(one, 64);
+    cache.evict(*one, "test");
+    cache.reserve(*one, 160);
+    EXPECT_TRUE(one->resident());
+    EXPECT_EQ(one->pages(), 5u);
+    while (one->cached() < 160) ASSERT_EQ(run(one, 32), Room::made);
+    EXPECT_EQ(one->pages(), 5u);
+    expect_whole(one);
+}
+
+TEST_P(KvCacheTest, NobodyIsLetInOnWhatWillBeTakenBack) {
+    pool.budget()->set_limit(10 * stride());
+    EXPECT_EQ(cache.capacity(), 10 * stride());
+    const Allocation other = pool.allocate_bytes(stride(), Tag::weights, "other");
+    EXPECT_EQ(cache.other_bytes(), stride());
+    EXPECT_EQ(cache.capacity(), 9 * stride());
+    cache.expect_others(9 * stride());
+    EXPECT_EQ(cache.capacity(), stride());
+    Admission admission(cache, log);
+    EXPECT_THROW(admission.enter(*create(), 64, {}), OutOfMemory);
+    cache.expect_others(0);
+    admission.enter(*create(), 64, {});
+}
+
 TEST_P(KvCacheTest, AStalledClaimIsIdle) {
     Sequence *const stalled = create(), *const needy = create();
     run(stalled, 64);

@@ -175,6 +175,28 @@ TEST(StagedModel, EvictedWeightsComeBackWithTheNextPass) {
     }
 }
 
+TEST(StagedModel, WeightsComeBackBeforePagesAreTaken) {
+    StagedModel placed("private");
+    const auto count = [&](MemoryAction action) { return placed.model->memory_log().count(action); };
+    const auto sequence = placed.model->create_sequence(), idle = placed.model->create_sequence();
+    const std::vector<int32_t> prompt = tokens(4, 1), other = tokens(2000, 2);
+    const std::vector<float> wanted = placed.forward({{sequence.get(), prompt}});
+    ASSERT_TRUE(placed.model->truncate(*sequence, 0));
+
+    placed.model->set_memory_budget(placed.model->memory().heap_bytes + (uint64_t{64} << 10));
+    const uint64_t capacity = placed.model->kv_use().capacity;
+    const uint64_t freed = placed.model->evict_weights();
+    ASSERT_GT(freed, 0u);
+    EXPECT_EQ(count(MemoryAction::evict_weights).bytes, freed);
+    EXPECT_EQ(placed.model->kv_use().capacity, capacity);
+    placed.model->reserve(*idle, 2000);  // now an idle sequence has their room
+    EXPECT_EQ(placed.forward({{sequence.get(), prompt}}), wanted);
+    EXPECT_EQ(placed.model->use(*idle).pages, 0u);
+    EXPECT_EQ(count(MemoryAction::restore_weights).events, 1u);
+    EXPECT_EQ(count(MemoryAction::restore_weights).bytes, freed);
+    EXPECT_EQ(placed.model->kv_use().capacity, capacity);
+}
+
 TEST(StagedModel, APassThatCannotCompileAgainLeavesTheNextOneToTry) {
     StagedModel placed("private,blk.1=cpu");
     const auto sequence = placed.model->create_sequence();

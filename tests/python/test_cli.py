@@ -326,10 +326,10 @@ def test_chat_shows_memory_when_asked(tmp_path: Path) -> None:
 
 
 def test_evicted_pages_are_saved_or_computed_again(capsys: pytest.CaptureFixture[str]) -> None:
-    for name in ("auto", "save", "compress", "Recompute"):
+    for name in ("auto", "save", "compress", "compress-q4_0", "Recompute"):
         assert run("generate", "x", "-m", LLAMA, "-n", "2", "--eviction", name).returncode == 0
     assert main(["generate", "x", "--eviction", "never"]) == 2
-    assert "'never' is none of auto, save, compress, recompute" in capsys.readouterr().err
+    assert "'never' is none of auto, save, compress, compress-q4_0, recompute" in capsys.readouterr().err
 
 
 def test_generate_survives_an_output_that_is_not_utf8() -> None:

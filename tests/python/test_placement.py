@@ -48,6 +48,8 @@ def test_copies_give_the_same_logits_and_come_back_after_eviction(load_golden: L
     assert model.evict_weights() == 0
     np.testing.assert_array_equal(model.logits([1, 2, 3]), wanted)
     assert model.memory().tags["weights"].current == report.tags["weights"].current
+    actions = model.memory().actions
+    assert actions["evict_weights"] == actions["restore_weights"] == (1, freed)
 
 
 @pytest.mark.device

@@ -193,8 +193,9 @@ def test_one_pass_over_more_sequences_than_fit(load: Load) -> None:
     assert model.memory().heap_bytes <= model.memory().budget
 
 
-def test_compressed_pages_come_back_rounded(load: Load) -> None:
-    whole, packed = load(eviction="save"), load(eviction="compress")
+@pytest.mark.parametrize(("eviction", "block", "bound"), [("compress", 34, 0.05), ("compress-q4_0", 18, 0.5)])
+def test_compressed_pages_come_back_rounded(load: Load, eviction: str, block: int, bound: float) -> None:
+    whole, packed = load(eviction="save"), load(eviction=eviction)
     tokens = ids(300, 1)
     outputs = []
     for model in (whole, packed):
@@ -207,10 +208,10 @@ def test_compressed_pages_come_back_rounded(load: Load) -> None:
         cache.close()
     (saved, exact), (compressed, rounded) = outputs
     assert saved == 1
-    assert compressed == pytest.approx(34 / 64)  # blocks of 32 in 34 bytes instead of 64
+    assert compressed == pytest.approx(block / 64)  # blocks of 32 instead of 64 bytes of F16
     assert "compress" in packed.memory().actions
     assert not np.array_equal(exact, rounded)
-    np.testing.assert_allclose(rounded, exact, rtol=0, atol=0.05 * np.abs(exact).max())
+    np.testing.assert_allclose(rounded, exact, rtol=0, atol=bound * np.abs(exact).max())
 
 
 # ---- the end of the context -----------------------------------------------------------------------------------------

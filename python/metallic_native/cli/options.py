@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 Device = Literal["auto", "cpu", "metal"]
-Eviction = Literal["auto", "save", "compress", "recompute"]
+Eviction = Literal["auto", "save", "compress", "compress-q4_0", "recompute"]
 Precision = Literal["auto", "float32", "float16", "bfloat16", "int8"]
 
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
@@ -143,7 +143,7 @@ class LoadOptions:
     eviction: Annotated[
         str,
         typer.Option(
-            help="Pages that give way: computed again (recompute), or kept in host memory (save; compress: in 8 bits).",
+            help="Pages that give way: computed again (recompute), or kept in host memory (save, compress, compress-q4_0).",
             metavar="HOW",
             parser=one_of(Eviction),
         ),

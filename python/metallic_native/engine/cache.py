@@ -56,7 +56,9 @@ class CachedTokens:
             self._sequence.leave()
 
     def reserve(self, tokens: int) -> None:
-        """Take the pages of ``tokens`` tokens now instead of as they come. Raises OutOfMemory."""
+        """Take the pages of ``tokens`` tokens now instead of as they come. Idle caches make room for that, running
+        generations do not. Raises OutOfMemory.
+        """
         self._open()
         self._sequence.reserve(tokens)
 

@@ -22,7 +22,7 @@ __all__ = ["chosen_device", "load", "load_tokenizer", "placement_context", "trac
 
 log = logging.getLogger(__name__)
 
-EVICTIONS = ("auto", "save", "compress", "recompute")
+EVICTIONS = ("auto", "save", "compress", "compress-q4_0", "recompute")
 UNSTATED_CONTEXT = 8192  # tokens that automatic placement leaves room for where the user says nothing
 PRECISIONS = ("auto", "float32", "float16", "bfloat16", "int8")
 _FLOATS: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2")}
@@ -77,8 +77,9 @@ def load(
     for models whose matrices take at most 32 MiB, else int8.
 
     Where the budget is short, sequences give their pages up to others; ``eviction`` says whether they wait in host
-    memory meanwhile (``"save"``; ``"compress"``: rounded to 8 bits) or are computed again (``"recompute"``). ``"auto"``
-    computes them again on devices where that gives the same bits, as the CPU does, and saves them on others.
+    memory meanwhile (``"save"``; ``"compress"``: rounded to 8 bits, ``"compress-q4_0"``: to 4) or are computed again
+    (``"recompute"``). ``"auto"`` computes them again on devices where that gives the same bits, as the CPU does, and
+    saves them on others.
 
     Raises ModelFormatError for a corrupt file, UnsupportedModelError for one that needs what is not implemented,
     RequestError for arguments that make no sense, OutOfMemory when the budget is too small.
