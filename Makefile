@@ -60,18 +60,32 @@ format: setup
 	$(VENV)/bin/ruff format .
 	git ls-files '*.h' '*.cpp' '*.mm' '*.metal' | xargs $(VENV)/bin/clang-format -i
 
-# $(call sanitized,KIND): a build of the C++ tests under -fsanitize=KIND, in build/KIND.
-sanitized = $(CMAKE) -S . -B build/$(1) -G Ninja -DMETALLIC_PYTHON=OFF -DMETALLIC_TESTS=ON \
-	-DCMAKE_MAKE_PROGRAM=$(abspath $(VENV))/bin/ninja -DMETALLIC_SANITIZE=$(1) && \
+# $(call sanitized,KIND): a build of everything under -fsanitize=KIND, in build/KIND; with clang, whose runtimes Python and
+# Objective-C++ take too.
+SANITIZED_CXX := $(if $(filter ON,$(METALSIM)),-DCMAKE_C_COMPILER=clang-19 -DCMAKE_CXX_COMPILER=clang++-19)
+sanitized = $(CMAKE) -S . -B build/$(1) -G Ninja -DMETALLIC_TESTS=ON -DMETALLIC_METALSIM=$(METALSIM) $(SANITIZED_CXX) \
+	-DPython_EXECUTABLE=$(abspath $(PYTHON)) -DCMAKE_MAKE_PROGRAM=$(abspath $(VENV))/bin/ninja -DMETALLIC_SANITIZE=$(1) && \
 	$(CMAKE) --build build/$(1) -j $(JOBS)
 
-sanitize: setup
+# $(call stressed,KIND,RUNTIME,SECONDS): conversations under memory pressure on both backends, in such a build. Python is
+# not built with the runtime, which has to be there first; and leaks for LeakSanitizer.
+stressed = for run in "cpu --eviction save" "cpu --eviction recompute" "metal --conversations 32 --longest 70 --drawn 4 --faults 6"; do \
+	    LD_PRELOAD=$$(clang-19 -print-file-name=libclang_rt.$(2)-$$(uname -m).so) ASAN_OPTIONS=detect_leaks=0 \
+	    PYTHONPATH=build/$(1)/site $(PYTHON) tests/python/stress_memory.py --seconds $(3) --device $$run; \
+	done
+STRESS_SECONDS := 60
+
+sanitize: install
+	bash tools/bootstrap.sh $(VENV) sanitizers
 	$(call sanitized,address$(comma)undefined)
 	$(VENV)/bin/ctest --test-dir build/address,undefined -j $(JOBS) --output-on-failure --no-tests=error
+	$(if $(filter ON,$(METALSIM)),$(call stressed,address$(comma)undefined,asan,$(STRESS_SECONDS)))
 	$(call sanitized,thread)
 	$(VENV)/bin/ctest --test-dir build/thread -j $(JOBS) --output-on-failure --no-tests=error
+	$(if $(filter ON,$(METALSIM)),$(call stressed,thread,tsan,$(STRESS_SECONDS)))
 
 fuzz: setup
+	bash tools/bootstrap.sh $(VENV) sanitizers
 	$(call sanitized,address$(comma)undefined)
 	build/address,undefined/gguf_fuzz --count 200000 --seed 1
 

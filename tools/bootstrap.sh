@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
-# Makes a virtual environment, and installs what a bare Debian lacks for that and for the tests: python3-venv, a C++
-# compiler, GoogleTest, Google Benchmark; and for the simulated Metal device clang, GCC's Objective-C runtime and the
-# blocks runtime. Asks for root only when something is missing.
+# bootstrap.sh VENV [sanitizers]: makes a virtual environment, and installs what a bare Debian lacks for that and for the
+# tests: python3-venv, a C++ compiler, GoogleTest, Google Benchmark; for the simulated Metal device clang, GCC's
+# Objective-C runtime and the blocks runtime; and if asked for, the runtimes of clang's sanitizers. Asks for root only when
+# something is missing.
 set -euo pipefail
 venv=$1
+sanitizers=${2:-}
 
 missing=()
 has_header() { echo "#include <$1>" | c++ -std=c++20 -E -x c++ - >/dev/null 2>&1; }
@@ -18,6 +20,10 @@ if [ "$(uname -s)" = Linux ]; then
     command -v clang++-19 >/dev/null || missing+=(clang-19)
     [ -e "$(gcc -print-file-name=include 2>/dev/null)/objc/objc.h" ] || missing+=(gobjc)
     [ -e "$(gcc -print-file-name=libBlocksRuntime.so 2>/dev/null)" ] || missing+=(libblocksruntime-dev)
+    if [ "$sanitizers" ]; then
+        [ -e "$(clang-19 -print-file-name="libclang_rt.asan-$(uname -m).so" 2>/dev/null)" ] || missing+=(libclang-rt-19-dev)
+        command -v llvm-symbolizer-19 >/dev/null || missing+=(llvm-19)
+    fi
 fi
 
 if [ ${#missing[@]} -gt 0 ]; then
