@@ -9,7 +9,7 @@ namespace metallic {
 const char* memory_action_name(MemoryAction action) noexcept {
     static constexpr const char* kNames[kMemoryActions] = {
         "save", "compress", "restore", "drop",          "recompute",       "compact", "preempt",
-        "wait", "admit",    "refuse",  "evict_weights", "restore_weights", "trim"};
+        "wait", "admit",    "refuse",  "evict_weights", "restore_weights", "trim",    "fail"};
     return kNames[static_cast<int>(action)];
 }
 
@@ -22,18 +22,13 @@ void MemoryLog::record(MemoryAction action, uint64_t bytes, std::string_view sco
         if (events_.size() == kKept) events_.pop_front();
         events_.push_back({now_ns(), action, bytes, std::string(scope), std::string(reason)});
     } catch (const std::bad_alloc&) {
-        ++lost_;
+        return;  // counted all the same
     }
 }
 
 std::vector<MemoryEvent> MemoryLog::events() const {
     const std::lock_guard lock(mutex_);
     return {events_.begin(), events_.end()};
-}
-
-uint64_t MemoryLog::lost() const {
-    const std::lock_guard lock(mutex_);
-    return lost_;
 }
 
 MemoryLog::Count MemoryLog::count(MemoryAction action) const {

@@ -25,8 +25,9 @@ enum class MemoryAction : uint8_t {
     evict_weights,
     restore_weights,
     trim,  // empty heaps given back
+    fail,  // an attempt of the background thread that threw
 };
-inline constexpr int kMemoryActions = 13;
+inline constexpr int kMemoryActions = 14;
 const char* memory_action_name(MemoryAction action) noexcept;
 
 struct MemoryEvent {
@@ -48,14 +49,11 @@ class MemoryLog {
     void record(MemoryAction action, uint64_t bytes, std::string_view scope, std::string_view reason) noexcept;
     std::vector<MemoryEvent> events() const;
     Count count(MemoryAction action) const;
-    // Events that are counted, and that there was no memory to keep.
-    uint64_t lost() const;
 
   private:
     static constexpr size_t kKept = 4096;
     mutable std::mutex mutex_;
     std::deque<MemoryEvent> events_;
-    uint64_t lost_ = 0;
     std::array<Count, kMemoryActions> counts_;
 };
 

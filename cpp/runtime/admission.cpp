@@ -2,6 +2,9 @@
 
 #include <algorithm>
 #include <chrono>
+#include <optional>
+#include <set>
+#include <vector>
 
 #include "core/error.h"
 
@@ -20,27 +23,51 @@ uint64_t most_tokens(const KvCache& cache, uint64_t bytes, uint64_t below) {
     return fits;
 }
 
-}  // namespace
-
-std::string Admission::what_would_fit(uint64_t tokens, uint64_t available) const {
-    std::string text;
-    if (const uint64_t most = most_tokens(cache_, available, tokens)) {
-        text = "a prompt and answer of at most " + std::to_string(most) + " tokens together";
-    }
+// The first of the smaller types in which `tokens` take at most `available`.
+std::optional<DType> type_that_fits(const KvCache& cache, uint64_t tokens, uint64_t available) {
     for (const DType dtype : {DType::Q8_0, DType::Q4_0}) {
         uint64_t now = 0, then = 0;
-        for (const KvGroup& group : cache_.groups()) {
+        for (const KvGroup& group : cache.groups()) {
             now += group.layout.page_bytes;
             then += KvLayout::of(group.group, dtype).page_bytes;
         }
         const double ratio = static_cast<double>(then) / static_cast<double>(std::max<uint64_t>(now, 1));
-        if (ratio < 0.95 && static_cast<double>(cache_.bytes_for(tokens)) * ratio < static_cast<double>(available)) {
-            text +=
-                std::string(text.empty() ? "" : ", or ") + "keys and values in " + std::string(dtype_info(dtype).name);
-            break;
+        if (ratio < 0.95 && static_cast<double>(cache.bytes_for(tokens)) * ratio < static_cast<double>(available)) {
+            return dtype;
         }
     }
-    return text.empty() ? "a larger budget, or a smaller model" : text;
+    return std::nullopt;
+}
+
+// Of weights in memory of their own, which counts, as mapped files do not.
+uint64_t copied_weights(const KvCache& cache) {
+    std::set<const Pool*> pools;
+    for (const KvGroup& group : cache.groups()) pools.insert(group.pool);
+    uint64_t bytes = 0;
+    for (const Pool* pool : pools) {
+        const PoolStatistics use = pool->statistics();
+        bytes += use.tags[static_cast<int>(Tag::weights)].current - use.mapped_bytes;
+    }
+    return bytes;
+}
+
+}  // namespace
+
+std::string Admission::what_would_fit(uint64_t tokens, uint64_t available) const {
+    std::vector<std::string> ways;
+    if (const uint64_t most = most_tokens(cache_, available, tokens)) {
+        ways.push_back("a prompt and answer of at most " + std::to_string(most) + " tokens together");
+    }
+    if (const auto dtype = type_that_fits(cache_, tokens, available)) {
+        ways.push_back("keys and values in " + std::string(dtype_info(*dtype).name));
+    }
+    if (cache_.bytes_for(tokens) - available <= copied_weights(cache_)) {
+        ways.push_back("weights of fewer bits, or mapped");
+    }
+    if (ways.empty()) ways.push_back("a larger budget, or a smaller model");
+    std::string text;
+    for (const std::string& way : ways) text += (text.empty() ? "" : ", or ") + way;
+    return text;
 }
 
 void Admission::refuse(uint64_t tokens, uint64_t needed, uint64_t available) const {

@@ -70,7 +70,9 @@ Model::Model(std::shared_ptr<const ModelFile> file, std::shared_ptr<Backend> bac
         *plan_, *cache_, *admission_, log_,
         ForwardRunner::Limits{options_.context_length, options_.batch_tokens, max_outputs_, vocabulary()});
     if (!options_.policy) options_.policy = std::make_shared<WatermarkPolicy>();
-    residency_ = std::make_unique<ResidencyManager>([this] { balance(); }, kBalancePeriod);
+    residency_ = std::make_unique<ResidencyManager>(
+        [this] { balance(); }, [this](const char* why) { log_.record(MemoryAction::fail, 0, "residency", why); },
+        kBalancePeriod);
 }
 
 Model::~Model() = default;

@@ -28,8 +28,8 @@ MemoryDecision WatermarkPolicy::decide(const MemoryState& state) const {
     return decision;
 }
 
-ResidencyManager::ResidencyManager(std::function<void()> balance, std::chrono::milliseconds period)
-    : balance_(std::move(balance)), period_(period), process_(getpid()) {
+ResidencyManager::ResidencyManager(std::function<void()> balance, Failed failed, std::chrono::milliseconds period)
+    : balance_(std::move(balance)), failed_(std::move(failed)), period_(period), process_(getpid()) {
     try {
         thread_ = std::thread([this] { run(); });
     } catch (const std::system_error& error) {
@@ -56,8 +56,10 @@ void ResidencyManager::run() {
         lock.unlock();
         try {
             balance_();
+        } catch (const std::exception& error) {
+            failed_(error.what());
         } catch (...) {
-            ++failures_;
+            failed_("an exception of no known type");
         }
         lock.lock();
     }

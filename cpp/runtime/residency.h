@@ -2,7 +2,6 @@
 
 #include <sys/types.h>
 
-#include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <cstdint>
@@ -55,28 +54,27 @@ class WatermarkPolicy final : public ResidencyPolicy {
     Options options_;
 };
 
-// A thread that calls `balance` now and then until it is destroyed. What `balance` throws is dropped: the next call
-// sees the same pressure again.
+// A thread that calls `balance` now and then until it is destroyed. When that throws, `failed` is told why, and the
+// next call sees the same pressure again.
 class ResidencyManager {
   public:
-    ResidencyManager(std::function<void()> balance, std::chrono::milliseconds period);
+    using Failed = std::function<void(const char* why)>;
+
+    ResidencyManager(std::function<void()> balance, Failed failed, std::chrono::milliseconds period);
     ~ResidencyManager();
     ResidencyManager(const ResidencyManager&) = delete;
     ResidencyManager& operator=(const ResidencyManager&) = delete;
-
-    // Calls that threw.
-    uint64_t failures() const noexcept { return failures_; }
 
   private:
     void run();
 
     const std::function<void()> balance_;
+    const Failed failed_;
     const std::chrono::milliseconds period_;
     const pid_t process_;
     std::mutex mutex_;
     std::condition_variable stop_;
     bool stopping_ = false;
-    std::atomic<uint64_t> failures_{0};
     std::thread thread_;
 };
 

@@ -1,6 +1,9 @@
 #include "runtime/staged_plan.h"
 
 #include <algorithm>
+#include <array>
+
+#include "memory/tensor_view.h"
 
 namespace metallic {
 namespace {
@@ -163,11 +166,14 @@ void StagedPlan::pick_tables(const Batch& batch) {
     }
 }
 
-BufferView StagedPlan::value_view(const Part& part, ValueId id, uint64_t bytes) const {
-    BufferView view = seats_[part.device].arena.view();
-    view.offset += part.layout.offsets[id];
-    view.bytes = bytes;
-    return view;
+// The first rows of a value, which is in the part's arena.
+BufferView StagedPlan::value_rows(const Part& part, ValueId id, uint64_t rows) const {
+    const uint64_t width = part.program->values[id].width;
+    BufferView memory = seats_[part.device].arena.view();
+    memory.offset += part.layout.offsets[id];
+    memory.bytes -= part.layout.offsets[id];
+    const std::array<uint64_t, 2> shape{memory.bytes / (width * sizeof(float)), width};
+    return TensorView(DType::F32, shape, memory).slice(0, 0, rows).bytes();
 }
 
 void StagedPlan::cross(const Part& from, const Part& to, const Batch& batch) {
@@ -176,15 +182,14 @@ void StagedPlan::cross(const Part& from, const Part& to, const Batch& batch) {
     for (const ValueId id : to.program->inputs) {
         const Value& value = to.program->values[id];
         const uint64_t rows = value.rows == Rows::tokens ? batch.tokens.size() : batch.output_rows.size();
-        const uint64_t bytes = rows * value.width * sizeof(float);
-        if (bytes == 0) continue;
-        const BufferView left = value_view(from, id, bytes), right = value_view(to, id, bytes);
+        if (rows == 0) continue;
+        const BufferView left = value_rows(from, id, rows), right = value_rows(to, id, rows);
         if (left.heap->host()) {
-            target.upload({left.host(), bytes}, right);
+            target.upload({left.host(), left.bytes}, right);
         } else if (right.heap->host()) {
-            source.download(left, {right.host(), bytes});
+            source.download(left, {right.host(), right.bytes});
         } else {
-            crossing_.resize(bytes);
+            crossing_.resize(left.bytes);
             source.download(left, crossing_);
             target.upload(crossing_, right);
         }

@@ -91,7 +91,7 @@ class StagedPlan {
     void run_part(Part& part, const Batch& batch);
     void pick_tables(const Batch& batch);
     void cross(const Part& from, const Part& to, const Batch& batch);
-    BufferView value_view(const Part& part, ValueId id, uint64_t bytes) const;
+    BufferView value_rows(const Part& part, ValueId id, uint64_t rows) const;
 
     const Options options_;
     StagedProgram staged_;  // where there is more than one stage

@@ -4,7 +4,9 @@
 
 #include <atomic>
 #include <chrono>
+#include <string>
 #include <thread>
+#include <vector>
 
 #include "core/error.h"
 
@@ -50,19 +52,24 @@ TEST(WatermarkPolicyTest, RefusesWatermarksThatMakeNoSense) {
 
 TEST(ResidencyManagerTest, GoesOnAfterExceptionsAndStopsAtOnce) {
     std::atomic<int> calls{0};
+    std::vector<std::string> failures;
+    const auto failed = [&](const char* why) { failures.emplace_back(why); };
     {
         const ResidencyManager manager(
             [&] {
                 if (++calls % 2) throw OutOfMemory("none", 1, 0, "test");
                 throw 7;  // a policy may throw anything
             },
-            std::chrono::milliseconds(1));
+            failed, std::chrono::milliseconds(1));
         while (calls < 5) std::this_thread::yield();
     }
     const int after = calls;
+    ASSERT_EQ(failures.size(), static_cast<size_t>(after));
+    EXPECT_EQ(failures[0], "none");
+    EXPECT_EQ(failures[1], "an exception of no known type");
     const auto begun = std::chrono::steady_clock::now();
     {
-        const ResidencyManager manager([&] { ++calls; }, std::chrono::hours(1));
+        const ResidencyManager manager([&] { ++calls; }, failed, std::chrono::hours(1));
     }
     EXPECT_LT(std::chrono::steady_clock::now() - begun, std::chrono::seconds(10));
     EXPECT_EQ(calls, after);

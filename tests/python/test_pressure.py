@@ -301,6 +301,23 @@ def test_what_can_never_fit_is_refused_with_what_would(load: Load) -> None:
     assert len(model.generate(ids(100, 0), 10, GREEDY, ignore_eos=True).token_ids) == 10
 
 
+def test_copies_of_weights_are_named_where_their_room_would_do(tiny: Path) -> None:
+    with mn.load(tiny, batch_tokens=64, weights="private") as model:
+        model.generate([1], 1, GREEDY)
+        use = model.memory()
+        budget = use.heap_bytes + (64 << 10)
+    copies = use.tags["weights"].current - use.mapped_bytes
+    with mn.load(tiny, batch_tokens=64, weights="private", memory_budget=budget) as model:
+        capacity = model.memory().capacity
+        fits = capacity // page_bytes(model) * PAGE
+        more = copies // page_bytes(model) * PAGE
+        assert fits + more + PAGE < CONTEXT
+        for tokens, named in ((fits + PAGE, True), (CONTEXT - 8, False)):
+            with pytest.raises(mn.OutOfMemory, match="what would fit: a prompt") as caught:
+                model.generate(ids(8, 0), tokens, GREEDY)
+            assert ("weights of fewer bits, or mapped" in str(caught.value)) == named
+
+
 def test_a_sequence_that_outgrows_the_budget_alone_ends_alone(load: Load) -> None:
     model = load(pages=20)
     cache = model.new_cache()

@@ -143,7 +143,7 @@ class LoadOptions:
     eviction: Annotated[
         str,
         typer.Option(
-            help="Pages that give way: computed again (recompute), or kept in host memory (save, compress, compress-q4_0).",
+            help="Pages that give way: computed again (recompute), or in host memory (save, compress, compress-q4_0).",
             metavar="HOW",
             parser=one_of(Eviction),
         ),

@@ -152,7 +152,7 @@ class MemoryEvent:
     action: str
     """``save`` (pages moved to host memory), ``compress`` (the same in a smaller type), ``restore``, ``drop`` (pages
     given up), ``recompute``, ``compact``, ``preempt``, ``wait``, ``admit``, ``refuse``, ``evict_weights``,
-    ``restore_weights`` or ``trim``."""
+    ``restore_weights``, ``trim`` or ``fail`` (an attempt of the background thread, with the error as the reason)."""
     bytes: int
     scope: str
     reason: str

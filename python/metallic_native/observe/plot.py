@@ -32,6 +32,7 @@ _ACTIONS = {
     "compact": "#cc79a7",
     "evict_weights": "#999999",
     "restore_weights": "#999999",
+    "fail": "#d55e00",
     "trim": "#999999",
 }
 _ROW_INCHES = 0.24
