@@ -81,9 +81,16 @@ void Admission::refuse(uint64_t tokens, uint64_t needed, uint64_t available) con
 void Admission::wait(std::unique_lock<std::mutex>& lock, const Interrupted& interrupted) {
     changed_.wait_for(lock, kPoll);
     if (!interrupted) return;
-    lock.unlock();  // it may take the GIL
-    const bool stop = interrupted();
-    lock.lock();
+    struct Unlocked {  // it may take the GIL
+        std::unique_lock<std::mutex>& lock;
+        ~Unlocked() { lock.lock(); }
+    };
+    bool stop = false;
+    {
+        lock.unlock();
+        const Unlocked until{lock};
+        stop = interrupted();
+    }
     if (stop) throw metallic::Interrupted{};
 }
 
