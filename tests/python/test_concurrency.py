@@ -173,6 +173,22 @@ def test_a_later_generation_takes_the_cache_over(load_golden: Load) -> None:
         other.generate("a", cache=cache)
 
 
+def test_whose_cache_was_taken_over_shifts_it_no_more(tmp_path: Path) -> None:
+    write_tiny_llama(tmp_path / "tiny.gguf", context=96)
+    mine, theirs = [7 * token % 250 for token in range(95)], [11 * token % 250 for token in range(90)]
+    with mn.load(tmp_path / "tiny.gguf", threads=1) as model:
+        wanted = model.generate(theirs, 30, GREEDY, ignore_eos=True, context_shift=10).token_ids
+        cache = model.new_cache()
+        first = model.stream(mine, 30, GREEDY, ignore_eos=True, cache=cache, context_shift=2)
+        next(first)
+        second = model.stream(theirs, 30, GREEDY, ignore_eos=True, cache=cache, context_shift=10)
+        drawn = [next(second).token_id for _ in range(7)]
+        assert len(cache.tokens) == 96
+        with pytest.raises(mn.RequestError, match="taken over"):
+            next(first)
+        assert drawn + [chunk.token_id for chunk in second if chunk.token_id is not None] == wanted
+
+
 def test_a_failed_turn_leaves_the_conversation_as_it_was(load_golden: Load) -> None:
     model = load_golden("llama", context_length=64)
     with mn.Session(model) as session:

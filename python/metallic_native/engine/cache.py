@@ -88,13 +88,21 @@ class CachedTokens:
             self._extended = extended
             return keep
 
-    def shift(self, keep: int, count: int) -> None:
-        """Forget ``count`` tokens behind the first ``keep``. Those that follow them are computed again, at their new
-        places, by the next call that appends tokens.
+    def shift(self, keep: int, room: int, holder: int | None = None) -> int:
+        """Where the context has no room for ``room`` more tokens, forget the older half of those behind the first
+        ``keep``, and say how many. Those that follow them are computed again, at their new places, by the next call
+        that appends tokens.
         """
-        self._open()
-        self._sequence.forget(keep, count)
-        del self.tokens[keep : keep + count]
+        with self._lock:
+            self._open()
+            self._check(holder)
+            length = len(self.tokens)
+            if length + room <= self._context_length:
+                return 0
+            count = max((length - keep) // 2, 1)
+            self._sequence.forget(keep, count)
+            del self.tokens[keep : keep + count]
+            return count
 
     def extend(
         self, ids: Sequence[int], planned: int, all_positions: bool = False, holder: int | None = None

@@ -237,9 +237,7 @@ class Model:
             chain.accept_prompt(ids)
 
             def forward(tokens: Sequence[int]) -> Output:
-                length = len(cache.tokens)
-                if shift is not None and length + len(tokens) > self.context_length:
-                    cache.shift(shift, max((length - shift) // 2, 1))
+                if shift is not None and cache.shift(shift, len(tokens), holder):
                     stats.context_shifts += 1
                 selection = chain.select() if self._selects else None
                 if selection is not None:
