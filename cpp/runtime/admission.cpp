@@ -53,6 +53,21 @@ uint64_t copied_weights(const KvCache& cache) {
 
 }  // namespace
 
+Admission::Caller::Caller(Admission& admission) : admission_(admission) {
+    const std::lock_guard lock(admission.cache_.mutex());
+    std::vector<std::thread::id>& callers = admission.callers_;
+    const auto self = std::this_thread::get_id();
+    if (std::find(callers.begin(), callers.end(), self) != callers.end()) {
+        throw RequestError("a signal handler cannot run the model whose forward pass it interrupts");
+    }
+    callers.push_back(self);
+}
+
+Admission::Caller::~Caller() {
+    const std::lock_guard lock(admission_.cache_.mutex());
+    std::erase(admission_.callers_, std::this_thread::get_id());
+}
+
 std::string Admission::what_would_fit(uint64_t tokens, uint64_t available) const {
     std::vector<std::string> ways;
     if (const uint64_t most = most_tokens(cache_, available, tokens)) {
@@ -95,6 +110,7 @@ void Admission::wait(std::unique_lock<std::mutex>& lock, const Interrupted& inte
 }
 
 void Admission::enter(Sequence& sequence, uint64_t tokens, const Interrupted& interrupted) {
+    const Caller caller(*this);
     std::unique_lock lock(cache_.mutex());
     const uint64_t needed = cache_.bytes_for(tokens);
     const auto check_possible = [&] {

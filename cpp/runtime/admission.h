@@ -6,6 +6,8 @@
 #include <functional>
 #include <mutex>
 #include <string>
+#include <thread>
+#include <vector>
 
 #include "kv/kv_cache.h"
 #include "memory/memory_log.h"
@@ -22,8 +24,21 @@ class Admission {
 
     Admission(KvCache& cache, MemoryLog& log) : cache_(cache), log_(log) {}
 
+    // This thread waits for memory, or runs: what interrupts it, such as a signal handler, must not wait for it in
+    // turn. Throws RequestError where it is so already.
+    class Caller {
+      public:
+        explicit Caller(Admission& admission);
+        ~Caller();
+        Caller(const Caller&) = delete;
+        Caller& operator=(const Caller&) = delete;
+
+      private:
+        Admission& admission_;
+    };
+
     // Waits until the sequence may grow to `tokens`. Throws OutOfMemory at once where it never could, with what would;
-    // Interrupted when `interrupted`, polled meanwhile, says so.
+    // Interrupted when `interrupted`, polled meanwhile, says so; RequestError when called from within `interrupted`.
     void enter(Sequence& sequence, uint64_t tokens, const Interrupted& interrupted);
     void leave(Sequence& sequence) noexcept;
 
@@ -42,6 +57,7 @@ class Admission {
     std::condition_variable changed_;  // with the cache's mutex, which guards what follows
     std::deque<uint64_t> queue_;
     uint64_t tickets_ = 0;
+    std::vector<std::thread::id> callers_;
 };
 
 }  // namespace metallic

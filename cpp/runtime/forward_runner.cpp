@@ -259,6 +259,7 @@ ForwardRunner::Turn ForwardRunner::submit_next(Pass& pass) {
 
 void ForwardRunner::forward(std::span<const RunRequest> requests, float* logits,
                             const std::function<bool()>& interrupted) {
+    const Admission::Caller caller(admission_);
     const Hold hold(*this, requests);
     Pass pass{requests, std::vector<Progress>(requests.size()), {}, logits, interrupted, requests.size()};
     for (const RunRequest& request : requests) pass.sequences.push_back(request.sequence);

@@ -83,6 +83,58 @@ def test_a_signal_handler_may_look_but_not_run(long_model: Path, many: Callable[
     assert done.stdout == "True 4 a signal handler cannot use the model whose forward pass it interrupts\n", done.stderr
 
 
+def test_a_signal_handler_is_refused_what_would_wait_for_what_it_interrupts(
+    long_model: Path, many: Callable[[int], int]
+) -> None:
+    done = run_script(
+        """
+        import signal, sys, metallic_native as mn
+        model = mn.load(sys.argv[1], threads=1)
+        uses = [model.compact, model.evict_weights, lambda: model.generate([1], 1)]
+        def handler(*_):
+            try:
+                uses[-1]()
+            except mn.RequestError as error:
+                print(error)
+                uses.pop()
+        signal.signal(signal.SIGALRM, handler)
+        signal.setitimer(signal.ITIMER_REAL, 0.05, 0.05)
+        while uses:
+            model.logits([1] * int(sys.argv[2]))
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        """,
+        long_model,
+        many(8000),
+    )
+    assert done.stdout.splitlines() == [
+        "a signal handler cannot run the model whose forward pass it interrupts",
+        "a signal handler cannot use the model whose forward pass it interrupts",
+        "a signal handler cannot use the model whose forward pass it interrupts",
+    ], done.stderr
+
+
+def test_a_signal_handler_may_come_while_a_cache_is_made(long_model: Path) -> None:
+    done = run_script(
+        """
+        import signal, sys, metallic_native as mn
+        model = mn.load(sys.argv[1], threads=1)
+        handled = 0
+        def handler(*_):
+            global handled
+            handled += 1
+            model.new_cache().close()
+        signal.signal(signal.SIGALRM, handler)
+        signal.setitimer(signal.ITIMER_REAL, 0.0003, 0.0003)
+        while handled < 2000:
+            model.new_cache()
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        print("done")
+        """,
+        long_model,
+    )
+    assert done.stdout == "done\n", done.stderr
+
+
 def test_closing_during_passes_of_other_threads(long_model: Path, many: Callable[[int], int]) -> None:
     for _ in range(5):
         model = mn.load(long_model, threads=2)

@@ -55,7 +55,7 @@ class Model:
     ) -> None:
         self._native: _native.Model | None = native
         self._selects = bool(native.device["selects_candidates"])
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may come back to it
         self._caches: weakref.WeakSet[CachedTokens] = weakref.WeakSet()
         self.path = path
         self.config = config
@@ -142,6 +142,8 @@ class Model:
         with self._lock:
             cache = CachedTokens(self.native, self.context_length, self.config.rope.original_context)
             self._caches.add(cache)
+            if self._native is None:  # a signal handler closed it meanwhile
+                cache.close()
             return cache
 
     def prompt_ids(self, prompt: Prompt) -> list[int]:
