@@ -15,9 +15,13 @@ nb::object text(const std::string& bytes) {
 }
 
 void raise(const char* name, const std::string& message, const nb::dict& facts) {
-    const nb::object type = nb::module_::import_("metallic_native.errors").attr(name);
-    const nb::object error = type(text(message), **facts);
-    PyErr_SetObject(type.ptr(), error.ptr());
+    try {
+        const nb::object type = nb::module_::import_("metallic_native.errors").attr(name);
+        const nb::object error = type(text(message), **facts);
+        PyErr_SetObject(type.ptr(), error.ptr());
+    } catch (nb::python_error& error) {  // of a signal handler, say, that came while the error was made
+        error.restore();
+    }
 }
 
 void translate(const std::exception_ptr& pointer, void*) {

@@ -7,7 +7,7 @@ import pickle
 
 import pytest
 
-from metallic_native import errors
+from metallic_native import _native, errors
 
 EXAMPLES = [
     (errors.Error("plain"), Exception, "plain"),
@@ -33,3 +33,13 @@ def test_tree_text_and_pickling(error: errors.Error, base: type[Exception], text
         assert type(copied) is type(error)
         assert str(copied) == text
         assert vars(copied) == vars(error)
+
+
+def test_what_interrupts_the_making_of_an_error_is_raised_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    class InterruptedMaking(errors.RequestError):
+        def __init__(self, *_: object, **__: object) -> None:
+            raise KeyboardInterrupt  # as a signal handler would
+
+    monkeypatch.setattr(errors, "RequestError", InterruptedMaking)
+    with pytest.raises(KeyboardInterrupt):
+        _native.check_kv_types("f17")
