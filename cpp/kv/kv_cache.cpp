@@ -240,6 +240,14 @@ uint64_t KvCache::evict_idle(uint64_t bytes, std::string_view reason) {
     return freed;
 }
 
+uint64_t KvCache::evict_all(std::string_view reason) {
+    uint64_t freed = 0;
+    for (Sequence* one : sequences_) {
+        if (one->pages() != 0) freed += evict(*one, reason, true);
+    }
+    return freed;
+}
+
 uint64_t KvCache::compact(std::string_view reason) {
     uint64_t bytes = 0;
     for (size_t g = 0; g < stores_.size(); ++g) {

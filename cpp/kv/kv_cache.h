@@ -70,6 +70,8 @@ class KvCache {
     uint64_t evict(Sequence& sequence, std::string_view reason, bool shared = false);
     // Evicts idle sequences, the least recently used first, until `bytes` were given back; returns what was.
     uint64_t evict_idle(uint64_t bytes, std::string_view reason);
+    // Evicts all sequences, those that run included. Only where nothing is in flight. Returns the bytes given back.
+    uint64_t evict_all(std::string_view reason);
     // Moves pages together and gives back the heaps that become empty. Only where nothing is in flight. Returns the
     // bytes moved.
     uint64_t compact(std::string_view reason);

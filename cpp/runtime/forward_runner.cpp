@@ -223,14 +223,20 @@ std::unique_lock<FairMutex> ForwardRunner::pause() {
     return std::unique_lock(submission_);
 }
 
-// Before the batch takes pages, so that these come out of what weights leave.
+// Before the batch takes pages, so that these come out of what weights leave. Nobody goes on without them: where idle
+// sequences have too little to give, pages move together, which they can since nothing is in flight, and then all make
+// room, this pass too.
 void ForwardRunner::restore_weights() {
+    constexpr std::string_view kReason = "room for weights";
     while (!plan_.ready()) {
         try {
             log_.record(MemoryAction::restore_weights, plan_.restore(), "weights", "needed again");
         } catch (const OutOfMemory& error) {
             const std::lock_guard lock(cache_.mutex());
-            if (cache_.evict_idle(error.needed, "room for weights") == 0) throw;
+            if (cache_.evict_idle(error.needed, kReason) == 0 && cache_.compact(kReason) == 0 &&
+                cache_.evict_all(kReason) == 0) {
+                throw;
+            }
             continue;
         }
         const std::lock_guard lock(cache_.mutex());

@@ -205,8 +205,14 @@ uint64_t StagedPlan::evict_weights() noexcept {
     return bytes;
 }
 
+// What was made until something was refused would be in the way of the next attempt.
 uint64_t StagedPlan::restore() {
-    compile();
+    try {
+        compile();
+    } catch (...) {
+        evict_weights();
+        throw;
+    }
     return copied_bytes();
 }
 

@@ -55,7 +55,7 @@ class StagedPlan {
     uint64_t evict_weights() noexcept;
     bool ready() const noexcept { return compiled_; }
     // Makes room for the copies of weights again, which the runs that need them fill, and compiles all stages. Returns
-    // the bytes. Throws as the constructor does; it may be called again then.
+    // the bytes. Throws as the constructor does; nothing is held then, and it may be called again.
     uint64_t restore();
     uint64_t copied_bytes() const noexcept;
 

@@ -197,6 +197,25 @@ TEST(StagedModel, WeightsComeBackBeforePagesAreTaken) {
     EXPECT_EQ(placed.model->kv_use().capacity, capacity);
 }
 
+TEST(StagedModel, ForWeightsAlsoThoseThatRunMakeRoom) {
+    StagedModel placed("private");
+    const auto sequence = placed.model->create_sequence(), running = placed.model->create_sequence();
+    const std::vector<int32_t> prompt = tokens(4, 1), other = tokens(40, 2), next = tokens(1, 3);
+    const std::vector<float> wanted = placed.forward({{sequence.get(), prompt}});
+    ASSERT_TRUE(placed.model->truncate(*sequence, 0));
+    placed.forward({{sequence.get(), other}});
+    const std::vector<float> wanted_next = placed.forward({{sequence.get(), next}});
+    ASSERT_TRUE(placed.model->truncate(*sequence, 0));
+
+    placed.forward({{running.get(), other}});
+    placed.model->set_memory_budget(placed.model->memory().heap_bytes + (uint64_t{64} << 10));
+    ASSERT_GT(placed.model->evict_weights(), 0u);
+    placed.model->reserve(*running, 2000);
+    placed.model->enter(*running, 41, {});
+    EXPECT_EQ(placed.forward({{sequence.get(), prompt}}), wanted);
+    EXPECT_EQ(placed.forward({{running.get(), next}}), wanted_next);
+}
+
 TEST(StagedModel, APassThatCannotCompileAgainLeavesTheNextOneToTry) {
     StagedModel placed("private,blk.1=cpu");
     const auto sequence = placed.model->create_sequence();
@@ -207,7 +226,7 @@ TEST(StagedModel, APassThatCannotCompileAgainLeavesTheNextOneToTry) {
     placed.host->refuse_compile = true;
     EXPECT_THROW(placed.forward({{sequence.get(), prompt}}), OutOfMemory);
     EXPECT_EQ(sequence->length(), 0u);
-    EXPECT_GT(placed.model->evict_weights(), 0u) << "what came back can go again";
+    EXPECT_EQ(placed.model->evict_weights(), 0u) << "what came back is not held";
     EXPECT_THROW(placed.forward({{sequence.get(), prompt}}), OutOfMemory);
     placed.host->refuse_compile = false;
     EXPECT_EQ(placed.forward({{sequence.get(), prompt}}), wanted);
