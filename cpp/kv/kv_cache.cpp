@@ -179,7 +179,14 @@ void KvCache::make_resident(Sequence& sequence) {
 
 KvCache::Room KvCache::prepare(Sequence& sequence, uint32_t count, std::span<Sequence* const> pass, bool preempts) {
     sequence.last_used_ns = now_ns();
-    if (must_wait(sequence, count, pass)) return preempts ? Room::wait : Room::skip;
+    if (must_wait(sequence, count, pass)) {
+        if (!preempts) return Room::skip;
+        // Others may wait for what the rest of the pass has.
+        for (Sequence* one : pass) {
+            if (one != &sequence && one->own_bytes() != 0) evict(*one, "its pass waits for older sequences");
+        }
+        return Room::wait;
+    }
     for (;;) {
         try {
             make_resident(sequence);

@@ -302,6 +302,27 @@ TEST_P(KvCacheTest, APassMakesRoomForItselfInTurn) {
     for (Sequence* one : pass) one->busy = false;
 }
 
+// Each pass has a sequence with pages, and waits for the other's.
+TEST_P(KvCacheTest, PassesThatWaitForEachOtherDoNotWaitForGood) {
+    Sequence *const a = create(), *const b = create(), *const c = create(), *const d = create();
+    for (Sequence* one : {b, d}) {
+        run(one, 9 * kPageTokens);
+        cache.evict(*one, "test");
+    }
+    for (Sequence* one : {a, c}) run(one, 6 * kPageTokens);
+    for (Sequence* one : {a, b, c, d}) one->busy = true;
+    pool.budget()->set_limit(16 * stride());
+    ASSERT_EQ(run(d, kPageTokens, true, {a}), Room::wait);  // for c
+    Room room = run(b, kPageTokens, true, {c});             // for a
+    for (int i = 0; i < 4 && room != Room::made; ++i) {
+        if (run(d, kPageTokens, true, {a}) == Room::made) break;
+        room = run(b, kPageTokens, true, {c});
+    }
+    EXPECT_EQ(room, Room::made);
+    EXPECT_TRUE(lost(a));
+    for (Sequence* one : {a, b, c, d}) one->busy = false;
+}
+
 TEST_P(WindowedKvCacheTest, SavesRestoresAndDropsInEveryState) {
     for (const uint32_t length : {1u, 31u, 32u, 64u, 99u, 100u, 333u}) {
         Sequence* const one = create();
