@@ -98,7 +98,10 @@ def test_reserved_and_grown_capacity_give_the_same_text(load: Load) -> None:
         if reserved:
             cache.reserve(reserved)
             assert model.memory().pages == -(-reserved // PAGE)
-        outputs.append(model.generate(ids(300, 3), 500, GREEDY, ignore_eos=True, cache=cache).token_ids)
+        chunks = model.stream(ids(300, 3), 500, GREEDY, ignore_eos=True, cache=cache)
+        drawn = [next(chunks).token_id]
+        assert model.memory().pages == -(-max(reserved, 300) // PAGE)
+        outputs.append(drawn + [chunk.token_id for chunk in chunks])
         cache.close()
     assert outputs[0] == outputs[1]
     assert model.memory().pages_copied == 0
