@@ -88,7 +88,7 @@ void Sequence::pop_page(Table& table) noexcept {
 bool Sequence::truncate(uint32_t length) {
     if (length > this->length()) return false;
     if (length == this->length()) return true;  // pages that were taken ahead stay
-    if (length == 0) {  // nothing is left that would need a past
+    if (length == 0) {                          // nothing is left that would need a past
         clear();
         return true;
     }

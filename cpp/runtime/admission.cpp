@@ -58,7 +58,7 @@ Admission::Caller::Caller(Admission& admission) : admission_(admission) {
     std::vector<std::thread::id>& callers = admission.callers_;
     const auto self = std::this_thread::get_id();
     if (std::find(callers.begin(), callers.end(), self) != callers.end()) {
-        throw RequestError("a signal handler cannot run the model whose forward pass it interrupts");
+        throw RequestError("a signal handler cannot use the model whose forward pass it interrupts");
     }
     callers.push_back(self);
 }
