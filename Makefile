@@ -68,12 +68,17 @@ sanitized = $(CMAKE) -S . -B build/$(1) -G Ninja -DMETALLIC_TESTS=ON -DMETALLIC_
 	$(CMAKE) --build build/$(1) -j $(JOBS)
 
 # $(call stressed,KIND,RUNTIME,SECONDS): conversations under memory pressure on both backends, in such a build. Python is
-# not built with the runtime, which has to be there first; and leaks for LeakSanitizer.
+# not built with the runtime, which has to be there first; and it leaks.
 stressed = for run in "cpu --eviction save" "cpu --eviction recompute" "metal --conversations 32 --longest 70 --drawn 4 --faults 6"; do \
-	    LD_PRELOAD=$$(clang-19 -print-file-name=libclang_rt.$(2)-$$(uname -m).so) ASAN_OPTIONS=detect_leaks=0 \
+	    LD_PRELOAD=$$(clang-19 -print-file-name=libclang_rt.$(2)-$$(uname -m).so) ASAN_OPTIONS=$$ASAN_OPTIONS:detect_leaks=0 \
 	    PYTHONPATH=build/$(1)/site $(PYTHON) tests/python/stress_memory.py --seconds $(3) --device $$run; \
 	done
 STRESS_SECONDS := 60
+
+SYMBOLIZER = external_symbolizer_path=$(shell command -v llvm-symbolizer-19)
+sanitize fuzz: export ASAN_OPTIONS = $(SYMBOLIZER)
+sanitize fuzz: export LSAN_OPTIONS = suppressions=$(abspath tests/metalsim/lsan.supp)
+sanitize: export TSAN_OPTIONS = $(SYMBOLIZER):suppressions=$(abspath tests/metalsim/tsan.supp)
 
 sanitize: install
 	bash tools/bootstrap.sh $(VENV) sanitizers

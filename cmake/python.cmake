@@ -5,7 +5,11 @@ execute_process(COMMAND ${Python_EXECUTABLE} -m nanobind --cmake_dir
 find_package(nanobind CONFIG REQUIRED)
 
 file(GLOB METALLIC_BINDINGS CONFIGURE_DEPENDS cpp/bindings/*.cpp)
-nanobind_add_module(_native STABLE_ABI NB_STATIC ${METALLIC_BINDINGS})
+set(METALLIC_STRIP "")
+if(METALLIC_SANITIZE)
+    set(METALLIC_STRIP NOSTRIP)  # reports and suppressions name functions
+endif()
+nanobind_add_module(_native STABLE_ABI NB_STATIC ${METALLIC_STRIP} ${METALLIC_BINDINGS})
 target_link_libraries(_native PRIVATE metallic_core)
 if(CMAKE_SYSTEM_NAME STREQUAL "Linux")
     target_link_options(_native PRIVATE
