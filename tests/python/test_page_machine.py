@@ -212,12 +212,14 @@ class PageMachine(RuleBasedStateMachine):
         done = one.native.truncate(length)
         if length > len(one.tokens):
             assert not done
+        elif length == len(one.tokens):
+            assert done
         elif not self.tight:
             seen = all(first_visible(kept, table.window) >= table.first for table in one.tables)
             assert done == (seen or length == 0)
         elif self.windows == [0]:
             assert done
-        if not done:
+        if not done or length == len(one.tokens):  # what was taken ahead stays
             return
         del one.tokens[length:]
         one.cached = kept
@@ -235,11 +237,10 @@ class PageMachine(RuleBasedStateMachine):
             one.native.reserve(length)
         except mn.OutOfMemory:
             assert self.tight
-            assert self.model.memory().pages <= before
-            return
-        if not one.resident:
+            assert self.model.memory().pages <= before or not one.resident  # what came back stays
             return
         for table in one.tables:
+            table.pages = [next(self.numbers) if page is None else page for page in table.pages]
             wanted = pages_for(min(length, table.first * PAGE + table.window) if table.window else length)
             while table.first + len(table.pages) < wanted:
                 table.pages.append(next(self.numbers))
