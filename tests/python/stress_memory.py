@@ -1,8 +1,10 @@
 """Many conversations on a model that has memory for half of them, while things go wrong.
 
-Threads run turns of conversations that keep their caches; some are cancelled, forked, evicted or closed; the budget
-changes at random (which is how an allocation is made to fail on the CPU), and a simulated Metal device fails when it is
-told to. Whatever happens, a text is the one that a model without pressure gives, and an error is one of the package's.
+Threads run turns of conversations that keep their caches (stress_turns.py); some are cancelled, forked, evicted or
+closed; the main thread is interrupted; the budget changes at random (which is how an allocation is made to fail on the
+CPU), and a simulated Metal device fails when it is told to. Whatever happens, a text is the one that a model without
+pressure gives, and an error is one of the package's. ``--any`` draws model and settings from the seed
+(stress_models.py).
 """
 
 from __future__ import annotations
@@ -11,65 +13,31 @@ import argparse
 import collections
 import contextlib
 import faulthandler
+import gc
 import json
 import logging
 import os
 import random
+import signal
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
-GREEDY = {"temperature": 0.0}
+import stress_models
+from stress_models import Settings
+
 THREADS = 8
 STUCK_SECONDS = 120
-# What a turn does, and how often.
-ACTIONS = {
-    "generate": 8,
-    "cancel": 4,
-    "alone": 2,
-    "fork": 2,
-    "batch": 2,
-    "evict": 1,
-    "renew": 1,
-    "reserve": 1,
-    "compact": 1,
-}
-
-
-@dataclass(frozen=True)
-class Settings:
-    seconds: float
-    device: str
-    seed: int
-    eviction: str
-    conversations: int = 64
-    longest: int = 240
-    """Tokens of a prompt."""
-    most_drawn: int = 24
-    faults: int = 0
-    """How many of each kind the simulated device is told to meet."""
-
-
-def fault_plan(seed: int, count: int) -> str:
-    """For METALSIM_FAULTS, which must be set before the device is made: failed allocations and command buffers."""
-    rng = random.Random(seed)
-    faults = []
-    for number in range(count):
-        # The nth counts from the first such call, so that they come one after the other.
-        faults += [
-            f"heap_allocation:nth={6 + 5 * number + rng.randrange(5)}",
-            f"command_buffer:nth={150 + 200 * number + rng.randrange(200)},code=8",
-            f"command_buffer:nth={150 + 200 * number + rng.randrange(200)},code={rng.choice([1, 2, 3])}",
-        ]
-    return ";".join(faults)
 
 
 @dataclass
 class Outcome:
+    settings: Settings
     counts: collections.Counter[str] = field(default_factory=collections.Counter)
     wrong: list[str] = field(default_factory=list)
     left: dict[str, object] = field(default_factory=dict)
@@ -79,48 +47,66 @@ class Outcome:
     def clean(self) -> bool:
         return not self.wrong and not any(self.left.values())
 
-
-class Conversation:
-    """A prompt that is asked for in several lengths, so that its cache is cut and continued."""
-
-    def __init__(self, rng: random.Random, settings: Settings) -> None:
-        length = rng.randint(3, settings.longest)
-        self.ids = [rng.randrange(250) for _ in range(length)]
-        self.lengths = sorted({max(1, length // 3), max(1, 2 * length // 3), length})
-        self.drawn = rng.randint(1, settings.most_drawn)
-        self.lock = threading.Lock()
+    def report(self) -> dict[str, object]:
+        return {
+            "settings": asdict(self.settings),
+            "counts": self.counts,
+            "wrong": self.wrong[:10],
+            "left": self.left,
+            "actions": self.actions,
+        }
 
 
 class Stress:
     def __init__(self, path: Path, settings: Settings) -> None:
         import metallic_native as mn  # after the environment is set
+        import stress_turns
 
         self.mn, self.settings = mn, settings
-        self.greedy = mn.Sampling(**GREEDY)
+        self.outcome = Outcome(settings)
+        self.counts_lock = threading.RLock()  # a signal handler may come back to it
+        options = stress_models.load_options(settings)
         rng = random.Random(settings.seed)
-        self.conversations = [Conversation(rng, settings) for _ in range(settings.conversations)]
-        self.outcome = Outcome()
-        self.counts_lock = threading.Lock()
-        options = {"device": settings.device, "batch_tokens": 64, "threads": 1}
         with mn.load(path, **options) as free:
-            self.texts = {
-                (number, length): self.solo(free, one.ids[:length], one.drawn)
-                for number, one in enumerate(self.conversations)
+            conversations = [
+                stress_turns.Conversation(number, rng, settings, free.vocabulary_size)
+                for number in range(settings.conversations)
+            ]
+            texts = {
+                (number, length): one.solo(free, length)
+                for number, one in enumerate(conversations)
                 for length in one.lengths
             }
             report = free.memory()
         page = sum(group.page_bytes for group in report.cache_groups)
-        demand = page * sum(-(-(len(one.ids) + one.drawn) // report.page_tokens) for one in self.conversations)
+        longest = max(len(one.ids) + one.drawn for one in conversations)
+        demand = page * sum(-(-(len(one.ids) + one.drawn) // report.page_tokens) for one in conversations)
         self.fixed = report.current - report.mapped_bytes + (16 << 10) * report.heaps
-        self.longest = page * (-(-(settings.longest + settings.most_drawn) // report.page_tokens) + 2)
-        self.budget = self.fixed + max(demand // 2, 2 * self.longest)
+        self.longest = page * (-(-longest // report.page_tokens) + 2)
+        self.fixed = self.least_budget(path, options, self.fixed)
+        if settings.budget == "least":
+            self.budget = self.least_budget(path, options, self.fixed, longest + report.page_tokens)
+        else:
+            self.budget = self.fixed + max(demand // 2, 2 * self.longest)
         self.model = mn.load(path, eviction=settings.eviction, memory_budget=self.budget, **options)
-        self.caches = [self.model.new_cache() for _ in self.conversations]
+        self.turns = stress_turns.Turns(self.model, conversations, texts)
+        self.turns.exact = not settings.rounds
+        self.turns.fail, self.turns.count = self.fail, self.count  # type: ignore[method-assign]
         self.deadline = time.monotonic() + settings.seconds
-        self.heard = [time.monotonic()] * THREADS
+        self.heard = [time.monotonic()] * (THREADS + 1)
 
-    def solo(self, model: object, ids: list[int], count: int) -> list[int]:
-        return model.generate(ids, count, self.greedy, ignore_eos=True).token_ids  # type: ignore[attr-defined]
+    def least_budget(self, path: Path, options: dict[str, Any], budget: int, tokens: int = 1) -> int:
+        """From ``budget`` on, the one with which the model can be loaded, and admits a generation of so many tokens."""
+        while True:
+            try:
+                with (
+                    self.mn.load(path, memory_budget=budget, **options) as model,
+                    contextlib.closing(model.native.create_sequence()) as sequence,
+                ):
+                    sequence.enter(tokens)
+                    return budget
+            except self.mn.OutOfMemory as error:
+                budget += max(error.needed - error.available, 4096)
 
     def count(self, what: str) -> None:
         with self.counts_lock:
@@ -138,94 +124,26 @@ class Stress:
         except (mn.OutOfMemory, mn.DeviceError) as error:
             if isinstance(error, mn.DeviceError) and not self.settings.faults:
                 self.fail(f"{type(error).__name__}: {error}")
-            self.count(type(error).__name__)
+            self.count(
+                f"{type(error).__name__} of {error.owner}" if isinstance(error, mn.OutOfMemory) else "DeviceError"
+            )
+        except KeyboardInterrupt:
+            raise
         except BaseException as error:
             self.fail(f"{type(error).__name__}: {error}")
 
     # ---- what threads do ----
 
     def turn(self, rng: random.Random) -> None:
-        number = rng.randrange(len(self.conversations))
-        one = self.conversations[number]
-        if not one.lock.acquire(blocking=False):
+        number = rng.randrange(len(self.turns.conversations))
+        lock = self.turns.conversations[number].lock
+        if not lock.acquire(blocking=False):
             return
         try:
             with self.typed_errors_only():
-                self.act(rng, number, one)
+                self.turns.act(rng, number)
         finally:
-            one.lock.release()
-
-    def act(self, rng: random.Random, number: int, one: Conversation) -> None:
-        length = rng.choice(one.lengths)
-        wanted = self.texts[number, length]
-        action = rng.choices(*zip(*ACTIONS.items(), strict=True))[0]
-        self.count(action)
-        cache = self.caches[number]
-        if action in ("generate", "alone", "cancel"):
-            until = rng.randint(0, len(wanted) - 1) if action == "cancel" else len(wanted)
-            kept = None if action == "alone" else cache
-            # Open-ended ones claim little of what they may take, so that others have to give way to them.
-            self.compare(number, length, until, kept, open_ended=action == "cancel" and rng.random() < 0.7)
-        elif action == "fork":
-            copy = cache._sequence.fork()
-            self.compare(number, length, len(wanted), cache)
-            copy.close()
-        elif action == "batch":
-            self.run_batch(rng)
-        elif action == "evict":
-            cache._sequence.evict()
-        elif action == "reserve":
-            cache.reserve(min(cache._sequence.length + 32, self.model.context_length))
-        elif action == "compact":
-            self.model.compact()
-        else:
-            cache.close()
-            self.caches[number] = self.model.new_cache()
-
-    def compare(self, number: int, length: int, until: int, cache: object, open_ended: bool = False) -> None:
-        one, wanted = self.conversations[number], self.texts[number, length]
-        drawn: list[int] = []
-        chunks = self.model.stream(
-            one.ids[:length],
-            None if open_ended else one.drawn,
-            self.greedy,
-            ignore_eos=True,
-            cache=cache,  # type: ignore[arg-type]
-        )
-        try:
-            for chunk in chunks:
-                if chunk.token_id is not None:
-                    drawn.append(chunk.token_id)
-                if len(drawn) >= until and until < len(wanted):
-                    break
-        finally:
-            chunks.close()  # type: ignore[attr-defined]
-            if drawn != wanted[: len(drawn)]:
-                self.fail(f"conversation {number}, {length} tokens: {drawn} instead of {wanted[: len(drawn)]}")
-        if until == len(wanted) and drawn != wanted:
-            self.fail(f"conversation {number}, {length} tokens: it ended after {len(drawn)} of {len(wanted)}")
-
-    def run_batch(self, rng: random.Random) -> None:
-        """One pass over several prompts. It claims nothing beforehand, so that others are preempted, or it is."""
-        import numpy as np
-
-        numbers = rng.sample(range(len(self.conversations)), rng.randint(2, 6))
-        lengths = [rng.choice(self.conversations[number].lengths) for number in numbers]
-        prompts = [
-            np.array(self.conversations[number].ids[:length], np.int32)
-            for number, length in zip(numbers, lengths, strict=True)
-        ]
-        native = self.model.native
-        sequences = [native.create_sequence() for _ in numbers]
-        logits = np.empty((len(numbers), self.model.vocabulary_size), np.float32)
-        try:
-            native.forward(sequences, prompts, [1] * len(numbers), [False] * len(numbers), logits)
-        finally:
-            for sequence in sequences:
-                sequence.close()
-        firsts = [self.texts[key][0] for key in zip(numbers, lengths, strict=True)]
-        if logits.argmax(axis=1).tolist() != firsts:
-            self.fail(f"a pass over {numbers} of {lengths} tokens begins {logits.argmax(axis=1)} instead of {firsts}")
+            lock.release()
 
     def work(self, thread: int) -> None:
         rng = random.Random(f"{self.settings.seed}.{thread}")
@@ -238,11 +156,11 @@ class Stress:
         """Sometimes nothing at all can be had, sometimes little, mostly what was promised."""
         rng = random.Random(f"{self.settings.seed}.budget")
         native = self.model.native
-        while time.monotonic() < self.deadline:
+        while time.monotonic() < self.deadline and not self.outcome.wrong:
             kind = rng.choices(["promised", "less", "nothing"], [6, 3, 1])[0]
             if kind == "nothing":
-                native.set_memory_budget(max(1, self.model.memory().heap_bytes))
-            elif kind == "less":
+                native.set_memory_budget(max(self.fixed, self.model.memory().heap_bytes))
+            elif kind == "less" and self.settings.budget == "half":
                 native.set_memory_budget(self.fixed + rng.randint(self.longest, 3 * self.longest))
             else:
                 native.set_memory_budget(self.budget)
@@ -250,30 +168,102 @@ class Stress:
             time.sleep(rng.uniform(0.001, 0.1))
         native.set_memory_budget(self.budget)
 
+    # ---- the main thread ----
+
+    def interrupted_turns(self) -> None:
+        """Generates while signals interrupt it; their handler looks at the model, uses it or stops the generation."""
+        rng = random.Random(f"{self.settings.seed}.main")
+        armed = False
+
+        def handler(*_: object) -> None:
+            if not armed:
+                return
+            self.count("signal")
+            if rng.random() < 0.5:
+                raise KeyboardInterrupt
+            self.use_in_handler(rng)
+
+        previous = signal.signal(signal.SIGALRM, handler)
+        try:
+            while time.monotonic() < self.deadline and not self.outcome.wrong:
+                number = rng.randrange(len(self.turns.conversations))
+                lock = self.turns.conversations[number].lock
+                if not lock.acquire(blocking=False):
+                    continue
+                try:
+                    armed = True
+                    signal.setitimer(signal.ITIMER_REAL, rng.uniform(0.0001, 0.05))
+                    with self.typed_errors_only():
+                        with contextlib.suppress(KeyboardInterrupt):
+                            self.turns.act(rng, number, rng.choice(["generate", "cancel", "alone", "fork"]))
+                        armed = False
+                except KeyboardInterrupt:
+                    continue  # on the way out
+                finally:
+                    armed = False
+                    signal.setitimer(signal.ITIMER_REAL, 0)
+                    lock.release()
+                self.heard[THREADS] = time.monotonic()
+        finally:
+            signal.signal(signal.SIGALRM, previous)
+            self.heard[THREADS] = float("inf")
+
+    def use_in_handler(self, rng: random.Random) -> None:
+        """What interrupts a call may look; it is refused where it would have to wait for what it interrupts."""
+        model = self.model
+        uses = [model.memory, model.compact, model.evict_weights, lambda: model.new_cache().close()]
+        uses += [lambda: model.generate([1, 2, 3], 2, self.turns.conversations[1].sampling), lambda: model.logits([5])]
+        try:
+            rng.choice(uses)()
+        except (self.mn.RequestError, self.mn.OutOfMemory):
+            self.count("refused in a handler")
+
+    def watch(self) -> None:
+        """Ends the process when a thread is stuck."""
+        while min(self.heard) < float("inf"):
+            time.sleep(0.5)
+            if time.monotonic() - min(self.heard) > STUCK_SECONDS:
+                faulthandler.dump_traceback()
+                self.fail(f"a thread was stuck: {self.model.memory()}")
+                sys.stdout.write(json.dumps(self.outcome.report()) + "\n")
+                sys.stdout.flush()
+                os._exit(1)
+
     # ---- the whole ----
 
     def run(self) -> Outcome:
         threads = [threading.Thread(target=self.work, args=(number,), daemon=True) for number in range(THREADS)]
         threads.append(threading.Thread(target=self.change_budget, daemon=True))
+        threads.append(threading.Thread(target=self.watch, daemon=True))
         for thread in threads:
             thread.start()
-        while any(thread.is_alive() for thread in threads):
-            time.sleep(0.05)
-            if time.monotonic() - min(self.heard) > STUCK_SECONDS:
-                faulthandler.dump_traceback()
-                self.fail(f"a thread was stuck: {self.model.memory()}")
-                return self.outcome
-        # After all that, every conversation is as it would have been without it.
+        if threading.current_thread() is threading.main_thread() and self.settings.interrupts:
+            self.interrupted_turns()
+        self.heard[THREADS] = float("inf")
+        for thread in threads:
+            thread.join()
         if not self.outcome.wrong and not self.settings.faults:
-            for number, one in enumerate(self.conversations):
-                with self.typed_errors_only():
-                    length = one.lengths[-1]
-                    self.compare(number, length, len(self.texts[number, length]), self.caches[number])
+            self.check_afterwards()
         return self.finish()
 
+    def check_afterwards(self) -> None:
+        """After all that, every conversation is as it would have been without it."""
+        for number, one in enumerate(self.turns.conversations):
+            with self.typed_errors_only():
+                length = one.lengths[-1]
+                self.turns.compare(
+                    number, length, len(self.turns.texts[number, length].drawn), self.turns.caches[number]
+                )
+        self.model.native.set_memory_budget(0)
+        self.turns.exact = True  # nobody has to give way any more
+        for number, one in enumerate(self.turns.conversations[:16]):
+            with self.typed_errors_only():
+                length = one.lengths[0]
+                self.turns.compare(number, length, len(self.turns.texts[number, length].drawn), None)
+
     def finish(self) -> Outcome:
-        for cache in self.caches:
-            cache.close()
+        self.turns.close()
+        gc.collect()  # generations that were left in the middle
         report = self.model.memory()
         self.outcome.actions = report.actions
         self.outcome.left = {
@@ -282,10 +272,7 @@ class Stress:
             "kv": report.tags["kv"].current,
             "saved": report.saved_bytes,
         }
-        warnings = Warnings()
-        logging.getLogger("metallic_native").addHandler(warnings)
         self.model.close()
-        self.outcome.left["leaks"] = [*warnings.texts, *self.mn._native.take_leak_reports()]
         return self.outcome
 
 
@@ -298,45 +285,65 @@ class Warnings(logging.Handler):
         self.texts.append(record.getMessage())
 
 
-def run(settings: Settings) -> Outcome:
-    """In this process, whose device must not have been used yet where there are ``faults``."""
-    if settings.faults:
-        os.environ["METALSIM_FAULTS"] = fault_plan(settings.seed, settings.faults)
-    from tiny_model import write_tiny_llama
+def run(several: list[Settings]) -> list[Outcome]:
+    """In this process, whose device must not have been used yet where there are ``faults``; at once, each on a model of
+    its own.
+    """
+    if several[0].faults:
+        os.environ["METALSIM_FAULTS"] = stress_models.fault_plan(several[0].seed, several[0].faults)
+    import metallic_native as mn
 
+    warnings = Warnings()
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "tiny.gguf"
-        write_tiny_llama(path, context=512)
-        return Stress(path, settings).run()
+        stresses = []
+        for number, settings in enumerate(several):
+            place = Path(folder) / str(number)
+            place.mkdir()
+            stresses.append(Stress(stress_models.write_model(settings, place), settings))
+        for stress in stresses:
+            stress.deadline = time.monotonic() + stress.settings.seconds
+            stress.heard = [time.monotonic()] * len(stress.heard)
+        logging.getLogger("metallic_native").addHandler(warnings)
+        others = [threading.Thread(target=stress.run) for stress in stresses[1:]]
+        for thread in others:
+            thread.start()
+        stresses[0].run()
+        for thread in others:
+            thread.join()
+    outcomes = [stress.outcome for stress in stresses]
+    del stresses
+    outcomes[0].left["leaks"] = [*warnings.texts, *mn._native.take_leak_reports()]
+    return outcomes
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=20)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--eviction", choices=["auto", "save", "recompute"], default="auto")
-    parser.add_argument("--conversations", type=int, default=64)
-    parser.add_argument("--longest", type=int, default=240, help="tokens of a prompt")
-    parser.add_argument("--drawn", type=int, default=24, help="most tokens of an answer")
-    parser.add_argument("--faults", type=int, default=0, help="of each kind, on a simulated device")
-    args = parser.parse_args()
-    settings = Settings(
-        args.seconds, args.device, args.seed, args.eviction, args.conversations, args.longest, args.drawn, args.faults
+    base = Settings()
+    parser.add_argument("--seconds", type=float, default=base.seconds)
+    parser.add_argument("--device", default=base.device)
+    parser.add_argument("--seed", type=int, default=base.seed)
+    parser.add_argument("--any", action="store_true", help="draw what follows down to --sampled from the seed")
+    parser.add_argument("--model", choices=stress_models.MODELS, default=base.model)
+    parser.add_argument("--kv-type", default=base.kv_type)
+    parser.add_argument("--weights", default=base.weights)
+    parser.add_argument("--eviction", choices=stress_models.EVICTIONS, default=base.eviction)
+    parser.add_argument("--budget", choices=["half", "least"], default=base.budget)
+    parser.add_argument("--sampled", action="store_true", help="half of the conversations with a temperature")
+    parser.add_argument("--context", type=int, default=base.context)
+    parser.add_argument("--conversations", type=int, default=base.conversations)
+    parser.add_argument("--longest", type=int, default=base.longest, help="tokens of a prompt")
+    parser.add_argument(
+        "--drawn", type=int, default=base.most_drawn, dest="most_drawn", help="most tokens of an answer"
     )
-    outcome = run(settings)
-    sys.stdout.write(
-        json.dumps(
-            {
-                "counts": outcome.counts,
-                "wrong": outcome.wrong[:10],
-                "left": outcome.left,
-                "actions": outcome.actions,
-            }
-        )
-        + "\n"
-    )
-    return 0 if outcome.clean else 1
+    parser.add_argument("--faults", type=int, default=base.faults, help="of each kind, on a simulated device")
+    parser.add_argument("--models", type=int, default=1, help="so many at once, each with the next seed")
+    args = vars(parser.parse_args())
+    count, drawn = args.pop("models"), args.pop("any")
+    several = [replace(Settings(**args), seed=args["seed"] + number) for number in range(count)]
+    outcomes = run([settings.drawn() if drawn else settings for settings in several])
+    for outcome in outcomes:
+        sys.stdout.write(json.dumps(outcome.report()) + "\n")
+    return 0 if all(outcome.clean for outcome in outcomes) else 1
 
 
 if __name__ == "__main__":
