@@ -13,6 +13,7 @@
 #include "backend/kv_types.h"
 #include "bindings/bindings.h"
 #include "bindings/memory_bindings.h"
+#include "bindings/model_options.h"
 #include "bindings/placement_dict.h"
 #include "bindings/selection_handle.h"
 #include "core/error.h"
@@ -151,16 +152,8 @@ std::shared_ptr<Model> make_model(std::shared_ptr<ModelFile> file, const Program
                                   uint32_t batch_tokens, uint64_t memory_budget, const std::string& weights,
                                   const std::string& precision, std::optional<uint32_t> gpu_layers,
                                   uint32_t placement_context, const std::string& eviction) {
-    ModelOptions options;
-    options.placement = PlacementRules::parse(weights);
-    if (gpu_layers) options.placement.set_device_layers(*gpu_layers);
-    options.placement_context = placement_context;
-    options.host = [threads] { return create_host_backend(threads); };
-    options.kv_types = KvTypes::parse(kv_type);
-    options.context_length = context_length;
-    options.batch_tokens = batch_tokens;
-    options.memory_budget = memory_budget;
-    options.precision = parse_precision(precision);
+    ModelOptions options = model_options(context_length, threads, kv_type, batch_tokens, memory_budget, weights,
+                                         precision, gpu_layers, placement_context);
     if (eviction == "save") {
         options.eviction = Eviction::save;
     } else if (eviction == "compress" || eviction == "compress-q4_0") {
@@ -176,21 +169,7 @@ std::shared_ptr<Model> make_model(std::shared_ptr<ModelFile> file, const Program
     }
     const nb::gil_scoped_release release;
     std::shared_ptr<Backend> backend = create_backend({device, threads});
-    return Model::load(file, backend, program, std::move(options));
-}
-
-nb::tuple predict_memory(std::shared_ptr<ModelFile> file, const Program& program, uint32_t context_length,
-                         const std::string& device, uint32_t threads, const std::string& kv_type, uint32_t batch_tokens,
-                         const std::string& precision) {
-    const std::shared_ptr<Model> model = make_model(std::move(file), program, context_length, device, threads, kv_type,
-                                                    batch_tokens, 0, "mapped", precision, std::nullopt, 0, "auto");
-    const PoolStatistics use = model->memory();
-    nb::list groups;
-    for (const Model::GroupUse& group : model->kv_use().groups) {
-        groups.append(nb::make_tuple(group.window, group.page_bytes, PageStore::stride_of(group.page_bytes)));
-    }
-    return nb::make_tuple(use.tags[static_cast<size_t>(Tag::weights)].current,
-                          use.tags[static_cast<size_t>(Tag::activations)].current, groups);
+    return std::make_shared<Model>(std::move(file), std::move(backend), program, options);
 }
 
 void forward(Model& model, const std::vector<SequenceHandle*>& sequences, const std::vector<Tokens>& tokens,
@@ -359,15 +338,6 @@ void bind_model(nb::module_& m) {
             return result;
         },
         nb::sig("def list_devices() -> list[dict[str, object]]"));
-    m.def(
-        "predict_memory", &predict_memory, nb::arg("file"), nb::arg("program"), nb::arg("context_length"),
-        nb::arg("device"), nb::arg("threads"), nb::arg("kv_type"), nb::arg("batch_tokens"), nb::arg("precision"),
-        nb::sig("def predict_memory(file: GgufModelFile, program: Program, context_length: int, device: str, threads: "
-                "int, kv_type: str, batch_tokens: int, precision: str) -> tuple[int, int, list[tuple[int, int, "
-                "int]]]"),
-        "What a model of this program takes on a device: (bytes of weights, bytes of activations, [(window, bytes of "
-        "a page, bytes that it takes from the pool) of each cache group]). Compiles the program, with the weights "
-        "where the file is mapped: none is read but the few that a plan converts.");
     m.def("held_pages", &PageStore::held_pages, nb::arg("page_bytes"), nb::arg("pages"),
           "How many pages of so many bytes a cache group holds, in slabs, once so many have tokens in them.");
     m.def(

@@ -1,10 +1,10 @@
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
-
-#include <algorithm>
 
 #include "backend/backend.h"
 #include "bindings/bindings.h"
+#include "bindings/model_options.h"
 #include "bindings/placement_dict.h"
 #include "core/error.h"
 #include "runtime/model.h"
@@ -18,34 +18,62 @@ nb::object block_number(uint32_t block) {
     return block == kNoBlock ? nb::none() : nb::object(nb::int_(block));
 }
 
-// What a model gets on a device of this machine; see Model::place.
-nb::dict predict_placement(Program program, const std::string& device, const std::string& weights,
-                           std::optional<uint32_t> gpu_layers, uint32_t context, const std::string& kv_type,
-                           uint32_t batch_tokens, uint64_t memory_budget) {
-    ModelOptions options;
-    options.placement = PlacementRules::parse(weights);
-    if (gpu_layers) options.placement.set_device_layers(*gpu_layers);
-    options.kv_types = KvTypes::parse(kv_type);
-    options.context_length = context;
-    options.batch_tokens = batch_tokens;
-    options.memory_budget = memory_budget;
-    options.host = [] { return nullptr; };  // there is one; none is needed here
-    const std::vector<DeviceInfo> devices = list_devices();
-    const auto chosen = std::find_if(devices.begin(), devices.end(), [&](const DeviceInfo& info) {
-        return device == "auto" || info.backend == device;
-    });
-    if (chosen == devices.end()) throw RequestError("there is no device '" + device + "' here");
-    const auto host = std::find_if(devices.begin(), devices.end(), [](const DeviceInfo& info) { return info.is_host; });
-    const Placement placement = [&] {
+nb::dict group_dict(const StagedPlan::Group& group, const std::string& device) {
+    nb::dict entry;
+    entry["device"] = device;
+    entry["window"] = group.group.window;
+    entry["layers"] = group.group.layers;
+    entry["keys"] = std::string(dtype_info(group.layout.types().keys).name);
+    entry["values"] = std::string(dtype_info(group.layout.types().values).name);
+    entry["page_bytes"] = group.layout.page_bytes;
+    entry["page_stride"] = PageStore::stride_of(group.layout.page_bytes);
+    return entry;
+}
+
+// See Model::predict.
+nb::dict predict_model(std::shared_ptr<ModelFile> file, const Program& program, uint32_t context_length,
+                       const std::string& device, uint32_t threads, const std::string& kv_type, uint32_t batch_tokens,
+                       uint64_t memory_budget, const std::string& weights, const std::string& precision,
+                       std::optional<uint32_t> gpu_layers, uint32_t placement_context) {
+    const ModelOptions options = model_options(context_length, threads, kv_type, batch_tokens, memory_budget, weights,
+                                               precision, gpu_layers, placement_context);
+    const Model::Prediction prediction = [&] {
         const nb::gil_scoped_release release;
-        return Model::place(program, *chosen, options);
+        const std::shared_ptr<Backend> backend = create_backend({device, threads});
+        return Model::predict(file, backend, program, options);
     }();
-    return placement_dict(placement, [&](const Placement::Stage& stage) {
-        return stage.device == kHost ? host->backend : chosen->backend;
-    });
+    const auto name = [&](uint32_t on) {
+        return (on == kHost ? prediction.host : prediction.device)->device().backend;
+    };
+    nb::list groups;
+    for (const StagedPlan::Group& group : prediction.needs.groups) groups.append(group_dict(group, name(group.device)));
+    nb::dict result;
+    result["weights"] = prediction.needs.bytes(Tag::weights);
+    result["activations"] = prediction.needs.bytes(Tag::activations);
+    result["groups"] = groups;
+    result["placement"] =
+        placement_dict(prediction.placement, [&](const Placement::Stage& stage) { return name(stage.device); });
+    result["refused"] = prediction.refused ? nb::object(nb::str(prediction.refused->what())) : nb::none();
+    return result;
 }
 
 }  // namespace
+
+ModelOptions model_options(uint32_t context_length, uint32_t threads, const std::string& kv_type, uint32_t batch_tokens,
+                           uint64_t memory_budget, const std::string& weights, const std::string& precision,
+                           std::optional<uint32_t> gpu_layers, uint32_t placement_context) {
+    ModelOptions options;
+    options.placement = PlacementRules::parse(weights);
+    if (gpu_layers) options.placement.set_device_layers(*gpu_layers);
+    options.placement_context = placement_context;
+    options.host = [threads] { return create_host_backend(threads); };
+    options.kv_types = KvTypes::parse(kv_type);
+    options.context_length = context_length;
+    options.batch_tokens = batch_tokens;
+    options.memory_budget = memory_budget;
+    options.precision = parse_precision(precision);
+    return options;
+}
 
 nb::dict placement_dict(const Placement& placement, const std::function<std::string(const Placement::Stage&)>& device) {
     nb::list blocks, stages, unmatched;
@@ -80,12 +108,16 @@ nb::dict placement_dict(const Placement& placement, const std::function<std::str
 }
 
 void bind_placement(nb::module_& m) {
-    m.def("predict_placement", &predict_placement, nb::arg("program"), nb::arg("device"), nb::arg("weights"),
-          nb::arg("gpu_layers"), nb::arg("context"), nb::arg("kv_type"), nb::arg("batch_tokens"),
-          nb::arg("memory_budget"),
-          nb::sig("def predict_placement(program: Program, device: str, weights: str, gpu_layers: int | None, context: "
-                  "int, kv_type: str, batch_tokens: int, memory_budget: int) -> dict[str, object]"),
-          "Where the weights of a model of this program would be; see Model.placement.");
+    m.def("predict_model", &predict_model, nb::arg("file"), nb::arg("program"), nb::arg("context_length"),
+          nb::arg("device"), nb::arg("threads"), nb::arg("kv_type"), nb::arg("batch_tokens"), nb::arg("memory_budget"),
+          nb::arg("weights"), nb::arg("precision"), nb::arg("gpu_layers"), nb::arg("placement_context"),
+          nb::sig("def predict_model(file: GgufModelFile, program: Program, context_length: int, device: str, threads: "
+                  "int, kv_type: str, batch_tokens: int, memory_budget: int, weights: str, precision: str, gpu_layers: "
+                  "int | None, placement_context: int) -> dict[str, object]"),
+          "What a model with these arguments takes: \"weights\" and \"activations\" in bytes; \"groups\", the pages of "
+          "each cache group; \"placement\", as Model.placement then has it; and \"refused\", what a load says for want "
+          "of memory, or None. Compiles the program, with the weights where the file is mapped: none is read but the "
+          "few that a plan converts.");
     m.def(
         "check_placement_rules", [](const std::string& weights) { PlacementRules::parse(weights); }, nb::arg("weights"),
         "Raises RequestError for rules that cannot be read, saying what may be written.");

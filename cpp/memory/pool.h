@@ -86,6 +86,12 @@ class Pool {
     Pool(const Pool&) = delete;
     Pool& operator=(const Pool&) = delete;
 
+    // What an allocation of so many bytes takes of a heap, and counts for; at most the largest whole alignment.
+    static constexpr uint64_t reserved_bytes(uint64_t bytes) noexcept {
+        constexpr uint64_t kMost = ~uint64_t{0} / kAlignment * kAlignment;
+        return bytes == 0 ? kAlignment : bytes > kMost ? kMost : (bytes + kAlignment - 1) / kAlignment * kAlignment;
+    }
+
     // `elements` of `dtype` (a multiple of its block). Throws OutOfMemory naming `owner` when the budget or the backend
     // refuses; nothing changes then.
     Allocation allocate(DType dtype, uint64_t elements, Tag tag, std::string_view owner,

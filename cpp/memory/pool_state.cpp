@@ -66,8 +66,7 @@ bool PoolState::try_allocate(const HeapSet::Request& request, Allocation& alloca
 
 Allocation PoolState::allocate(uint64_t bytes, Tag tag, std::string_view owner, Storage storage, Contents contents) {
     if (storage == Storage::mapped) throw Error("the pool allocates no mapped storage: use Backend::wrap_host");
-    const uint64_t whole = (bytes + Pool::kAlignment - 1) / Pool::kAlignment * Pool::kAlignment;
-    const uint64_t reserved = std::max(Pool::kAlignment, whole);
+    const uint64_t reserved = Pool::reserved_bytes(bytes);
     if (reserved < bytes) throw OutOfMemory("an allocation of impossible size", bytes, 0, std::string(owner));
     const HeapSet::Request request{reserved, tag, storage, contents, owner};
     Allocation allocation;

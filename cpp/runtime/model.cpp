@@ -18,9 +18,6 @@ uint32_t max_outputs(const Program& program, uint32_t batch_tokens) {
 
 constexpr std::chrono::milliseconds kBalancePeriod{100};
 
-constexpr int kPlacementAttempts = 8;
-constexpr uint64_t kPlacementStep = uint64_t{1} << 20;
-
 ModelOptions checked(ModelOptions options) {
     if (options.batch_tokens == 0 || options.batch_tokens > 65536) {
         throw RequestError("batch_tokens must lie between 1 and 65536");
@@ -36,13 +33,44 @@ ModelOptions checked(ModelOptions options) {
     return options;
 }
 
+std::vector<KvLayout> layouts_of(const Program& program, const KvTypes& types) {
+    std::vector<KvLayout> layouts;
+    layouts.reserve(program.groups.size());
+    for (const CacheGroup& group : program.groups) layouts.push_back(KvLayout::of(group, types.of(group)));
+    return layouts;
+}
+
+StagedPlan::Options plan_options(const Program& planned, const ModelOptions& options) {
+    StagedPlan::Options result;
+    result.max_tokens = options.batch_tokens;
+    result.max_outputs = max_outputs(planned, options.batch_tokens);
+    result.kv_types = options.kv_types;
+    result.precision = options.precision;
+    return result;
+}
+
+// What a placement turns out to take. A device that has no memory for the plans alone has none for the model.
+PlacementTrial try_out(const std::shared_ptr<const ModelFile>& file,
+                       const std::array<std::shared_ptr<Backend>, 2>& backends, const Program& planned,
+                       const Placement& placement, const ModelOptions& options) {
+    PlacementTrial trial;
+    try {
+        const LoadNeeds needs = find_needs(planned, placement, file, backends, plan_options(planned, options));
+        trial.plans = {needs.plans(kDevice), needs.plans(kHost)};
+        needs.check(options.memory_budget);
+    } catch (const OutOfMemory&) {
+        trial.loads = false;
+    }
+    return trial;
+}
+
 }  // namespace
 
 Model::Model(std::shared_ptr<const ModelFile> file, std::shared_ptr<Backend> backend, const Program& program,
              const ModelOptions& options)
     : file_(std::move(file)),
       options_(checked(options)),
-      placed_(plan(program, backend->device(), options_)),
+      placed_(plan(file_, backend, program, options_)),
       backend_(placed_.placement.on(kDevice) ? std::move(backend) : placed_.host),
       program_(placed_.program),
       pool_(backend_, options.memory_budget),
@@ -54,9 +82,9 @@ Model::Model(std::shared_ptr<const ModelFile> file, std::shared_ptr<Backend> bac
         host_pool_ = std::make_unique<Pool>(placed_.host, pool_.budget());
         devices[kHost] = {placed_.host, host_pool_.get()};
     }
-    plan_ = std::make_unique<StagedPlan>(
-        program_, placed_.placement, file_, devices,
-        StagedPlan::Options{options_.batch_tokens, max_outputs_, options_.kv_types, options_.precision, &events_});
+    StagedPlan::Options compiled = plan_options(program_, options_);
+    compiled.events = &events_;
+    plan_ = std::make_unique<StagedPlan>(program_, placed_.placement, file_, devices, compiled);
     std::vector<KvGroup> groups;
     for (const StagedPlan::Group& group : plan_->groups()) {
         const StagedPlan::Device& at = devices[group.device];
@@ -77,24 +105,16 @@ Model::Model(std::shared_ptr<const ModelFile> file, std::shared_ptr<Backend> bac
 
 Model::~Model() = default;
 
-std::shared_ptr<Model> Model::load(const std::shared_ptr<const ModelFile>& file,
-                                   const std::shared_ptr<Backend>& backend, const Program& program,
-                                   ModelOptions options) {
-    uint64_t step = kPlacementStep;
-    for (int attempts = options.placement.automatic() ? kPlacementAttempts : 1;; --attempts, step *= 2) {
-        try {
-            return std::make_shared<Model>(file, backend, program, options);
-        } catch (const OutOfMemory& error) {
-            if (attempts == 1) throw;
-            options.placement_reserve += error.needed - std::min(error.needed, error.available) + step;
-        }
-    }
-}
-
-Placement Model::place(Program& traced, const DeviceInfo& device, const ModelOptions& options) {
-    std::vector<KvLayout> kv;
-    kv.reserve(traced.groups.size());
-    for (const CacheGroup& group : traced.groups) kv.push_back(KvLayout::of(group, options.kv_types.of(group)));
+Model::Placed Model::plan(const std::shared_ptr<const ModelFile>& file, const std::shared_ptr<Backend>& backend,
+                          const Program& traced, const ModelOptions& options) {
+    const DeviceInfo& device = backend->device();
+    Placed placed;
+    const auto host = [&] {
+        if (!placed.host) placed.host = options.host();
+        return placed.host;
+    };
+    Program program = traced;
+    const std::vector<KvLayout> kv = layouts_of(program, options.kv_types);
     PlacementLimits limits;
     limits.device_is_host = device.is_host || !options.host;
     limits.unified_memory = device.unified_memory;
@@ -102,18 +122,35 @@ Placement Model::place(Program& traced, const DeviceInfo& device, const ModelOpt
     limits.memory_budget = options.memory_budget;
     limits.context = options.placement_context ? options.placement_context : options.context_length;
     limits.batch_tokens = options.batch_tokens;
-    limits.activations = activation_bytes(plan_program(traced), options.batch_tokens) + options.placement_reserve;
+    limits.activations = activation_bytes(plan_program(program), options.batch_tokens);
     limits.kv = kv;
-    return place_weights(traced, options.placement, limits);
+    limits.trial = [&](const Program& assigned, const Placement& placement) {
+        return try_out(file, {backend, placement.on(kHost) ? host() : nullptr}, plan_program(assigned), placement,
+                       options);
+    };
+    placed.placement = place_weights(program, options.placement, limits);
+    placed.program = plan_program(program);
+    if (placed.placement.on(kHost)) {
+        host();
+    } else {
+        placed.host.reset();
+    }
+    return placed;
 }
 
-Model::Placed Model::plan(const Program& traced, const DeviceInfo& device, const ModelOptions& options) {
-    Placed placed;
-    Program program = traced;
-    placed.placement = place(program, device, options);
-    placed.program = plan_program(program);
-    if (placed.placement.on(kHost)) placed.host = options.host();
-    return placed;
+Model::Prediction Model::predict(const std::shared_ptr<const ModelFile>& file, const std::shared_ptr<Backend>& backend,
+                                 const Program& traced, const ModelOptions& unchecked) {
+    const ModelOptions options = checked(unchecked);
+    Placed placed = plan(file, backend, traced, options);
+    Prediction result{std::move(placed.placement), {}, std::nullopt, backend, placed.host};
+    result.needs = find_needs(placed.program, result.placement, file, {backend, placed.host},
+                              plan_options(placed.program, options));
+    try {
+        result.needs.check(options.memory_budget);
+    } catch (const OutOfMemory& error) {
+        result.refused.emplace(error);
+    }
+    return result;
 }
 
 uint64_t Model::activation_bytes(const Program& planned, uint32_t batch_tokens) {

@@ -10,6 +10,7 @@
 
 #include "backend/backend.h"
 #include "backend/kv_types.h"
+#include "core/error.h"
 #include "gguf/model_file.h"
 #include "kv/kv_cache.h"
 #include "kv/sequence.h"
@@ -18,6 +19,7 @@
 #include "program/program.h"
 #include "runtime/admission.h"
 #include "runtime/forward_runner.h"
+#include "runtime/load_needs.h"
 #include "runtime/placement.h"
 #include "runtime/residency.h"
 #include "runtime/staged_plan.h"
@@ -32,7 +34,6 @@ struct ModelOptions {
     uint64_t memory_budget = 0;   // bytes; 0: none
     PlacementRules placement;
     uint32_t placement_context = 0;  // tokens that `auto` leaves room for; 0: context_length
-    uint64_t placement_reserve = 0;  // bytes that `auto` leaves free beside that, for what plans take when compiled
     // Makes the backend of the host's processor, for layers that are placed there; without it there can be none. Called
     // at most once, and not where the model's device is the host itself.
     std::function<std::shared_ptr<Backend>()> host;
@@ -54,12 +55,6 @@ class Model : public std::enable_shared_from_this<Model> {
     Model(std::shared_ptr<const ModelFile> file, std::shared_ptr<Backend> backend, const Program& program,
           const ModelOptions& options);
     ~Model();
-
-    // The same; but where weights are placed by the budget, and what the plans turn out to take does not fit beside
-    // them, again with more room for it.
-    static std::shared_ptr<Model> load(const std::shared_ptr<const ModelFile>& file,
-                                       const std::shared_ptr<Backend>& backend, const Program& program,
-                                       ModelOptions options);
 
     // The sequence keeps its model alive and gives its pages back under the model's lock.
     std::shared_ptr<Sequence> create_sequence();
@@ -108,8 +103,18 @@ class Model : public std::enable_shared_from_this<Model> {
     const DeviceInfo& device_of(const Placement::Stage& stage) const noexcept {
         return (stage.device == kHost ? placed_.host : backend_)->device();
     }
-    // The placement that a model of this traced program gets on a device; assigns its steps to stages.
-    static Placement place(Program& traced, const DeviceInfo& device, const ModelOptions& options);
+    // What a model would be like.
+    struct Prediction {
+        Placement placement;
+        LoadNeeds needs;
+        std::optional<OutOfMemory> refused;  // what a load ends with
+        std::shared_ptr<Backend> device, host;
+    };
+    // The placement that a model with these arguments gets, found as its constructor does, and what it then takes. The
+    // plans are compiled, but no weight is copied. Throws as the constructor does, but OutOfMemory only where a device
+    // has none for the plans alone.
+    static Prediction predict(const std::shared_ptr<const ModelFile>& file, const std::shared_ptr<Backend>& backend,
+                              const Program& traced, const ModelOptions& options);
     // Frees the copies of weights that are not mapped, once nothing runs, and returns their bytes. The next forward
     // pass makes room for them again, compiles the program and uploads them, which takes about as long as the first one
     // did.
@@ -146,7 +151,10 @@ class Model : public std::enable_shared_from_this<Model> {
         Program program;                // planned
         std::shared_ptr<Backend> host;  // null: no step runs there
     };
-    static Placed plan(const Program& traced, const DeviceInfo& device, const ModelOptions& options);
+    // Where weights are placed by the budget, the plans of the placements that come into question are compiled, until
+    // one fits: what they take is known before weights have their places.
+    static Placed plan(const std::shared_ptr<const ModelFile>& file, const std::shared_ptr<Backend>& backend,
+                       const Program& traced, const ModelOptions& options);
     std::shared_ptr<Sequence> own(std::unique_ptr<Sequence> sequence);
     uint64_t free_weights(std::string_view reason);
     void balance();

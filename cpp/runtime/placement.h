@@ -2,6 +2,7 @@
 
 #include <array>
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <span>
 #include <string>
@@ -66,6 +67,14 @@ class PlacementRules {
     std::optional<uint32_t> device_layers_;
 };
 
+struct Placement;
+
+// What is known of a placement once its plans were compiled.
+struct PlacementTrial {
+    std::array<uint64_t, 2> plans{};  // bytes that they take on each device: arena, scratch, logits, constants
+    bool loads = true;                // all that a load takes at once is to be had
+};
+
 // What there is to place weights by.
 struct PlacementLimits {
     bool device_is_host = true;    // there is no other processor to give layers to
@@ -74,8 +83,11 @@ struct PlacementLimits {
     uint64_t memory_budget = 0;    // bytes that the user allows; 0: none
     uint32_t context = 0;          // tokens to have room for
     uint32_t batch_tokens = 0;     // most tokens of one submission
-    uint64_t activations = 0;      // bytes
+    uint64_t activations = 0;      // bytes of the arena, where no plan is compiled
     std::span<const KvLayout> kv;  // by cache group
+    // Compiles the plans of a placement that `auto` thinks of, for the program with its stages. None: they take
+    // `activations` on the device.
+    std::function<PlacementTrial(const Program& assigned, const Placement&)> trial;
 };
 
 // What was decided, and its numbers in bytes.
@@ -96,9 +108,9 @@ struct Placement {
     std::vector<Stage> stages;         // as assign_stages numbers them
     bool automatic = false;
     uint64_t budget = 0;    // for everything on the device; of auto alone
-    uint64_t reserved = 0;  // of it, for activations and what the backend needs itself
+    uint64_t reserved = 0;  // of it, for the device's plan and for what is taken while it runs
     uint32_t context = 0;
-    uint64_t activations = 0;
+    uint64_t activations = 0;            // of auto: all that plans take, on both devices; else the arena of one plan
     std::vector<std::string> unmatched;  // rules that concern nothing in this model
 
     uint64_t weight_bytes(WeightPlace place) const noexcept;

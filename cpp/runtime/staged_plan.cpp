@@ -3,10 +3,29 @@
 #include <algorithm>
 #include <array>
 
+#include "backend/allocator.h"
 #include "memory/tensor_view.h"
 
 namespace metallic {
 namespace {
+
+// Lists what is taken through it.
+class ListingAllocator final : public Allocator {
+  public:
+    ListingAllocator(std::shared_ptr<Allocator> inner, uint32_t device, std::vector<StagedPlan::Piece>& pieces)
+        : inner_(std::move(inner)), device_(device), pieces_(pieces) {}
+
+    std::shared_ptr<const BufferView> allocate(uint64_t bytes, Storage storage, Tag tag, std::string_view owner,
+                                               Contents contents) override {
+        pieces_.push_back({device_, bytes, storage, tag, false, std::string(owner)});
+        return inner_->allocate(bytes, storage, tag, owner, contents);
+    }
+
+  private:
+    const std::shared_ptr<Allocator> inner_;
+    const uint32_t device_;
+    std::vector<StagedPlan::Piece>& pieces_;
+};
 
 // What a device computes in where the user chose a precision. The half types are those of GPUs; another device that
 // helps out rounds nothing.
@@ -88,13 +107,29 @@ void StagedPlan::place_weights(const Program& planned, const Placement& placemen
         }
         Seat& seat = seats_[device];
         if (!seat.device.backend) continue;
+        const std::vector<bool> copied = list_copies(planned, device, *file, storage);
         seat.weights = std::make_unique<Weights>(file, seat.device.backend, *seat.device.pool, planned, storage);
         for (size_t id = 0; id < storage.size(); ++id) {
-            if (storage[id] != Storage::mapped || counted[id]) continue;
+            if (storage[id] != Storage::mapped || copied[id] || counted[id]) continue;
             seat.device.pool->count_mapped(seat.weights->views()[id].bytes);
             counted[id] = true;
         }
     }
+}
+
+std::vector<bool> StagedPlan::list_copies(const Program& planned, uint32_t device, const ModelFile& file,
+                                          std::vector<std::optional<Storage>>& storage) {
+    std::vector<bool> copied(storage.size(), false);
+    for (size_t id = 0; options_.pieces && id < storage.size(); ++id) {
+        if (!storage[id] || *storage[id] == Storage::mapped) continue;
+        const Weight& weight = planned.weights[id];
+        const uint64_t bytes = file.tensor_bytes(file.tensor(weight.name)).size();
+        options_.pieces->push_back(
+            {device, bytes, Weights::storage_of_copy(weight, *storage[id]), Tag::weights, true, weight.name});
+        storage[id] = Storage::mapped;
+        copied[id] = true;
+    }
+    return copied;
 }
 
 void StagedPlan::place_arenas() {
@@ -107,7 +142,15 @@ void StagedPlan::place_arenas() {
         Seat& seat = seats_[device];
         if (!seat.device.pool) continue;
         seat.arena = seat.device.pool->allocate_bytes(bytes[device], Tag::activations, "activations");
+        if (!options_.pieces) continue;
+        options_.pieces->push_back(
+            {static_cast<uint32_t>(device), bytes[device], Storage::shared, Tag::activations, false, "activations"});
     }
+}
+
+std::shared_ptr<Allocator> StagedPlan::allocator_of(uint32_t device) const {
+    const std::shared_ptr<Allocator>& own = seats_[device].device.pool->allocator();
+    return options_.pieces ? std::make_shared<ListingAllocator>(own, device, *options_.pieces) : own;
 }
 
 void StagedPlan::compile() {
@@ -125,7 +168,7 @@ void StagedPlan::compile() {
         inputs.max_tokens = options_.max_tokens;
         inputs.max_outputs = options_.max_outputs;
         inputs.precision = precision_of(options_.precision, part.device);
-        inputs.allocator = seat.device.pool->allocator();
+        inputs.allocator = allocator_of(part.device);
         inputs.events = options_.events;
         part.plan = seat.device.backend->compile(inputs);
     }

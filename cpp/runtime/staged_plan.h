@@ -4,6 +4,7 @@
 #include <memory>
 #include <optional>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "backend/backend.h"
@@ -25,11 +26,23 @@ class StagedPlan {
         std::shared_ptr<Backend> backend;
         Pool* pool = nullptr;
     };
+    // What a load takes from a pool.
+    struct Piece {
+        uint32_t device = 0;
+        uint64_t bytes = 0;
+        Storage storage = Storage::shared;
+        Tag tag = Tag::activations;
+        bool copy = false;  // of a weight
+        std::string owner;
+    };
     struct Options {
         uint32_t max_tokens = 0, max_outputs = 0;
         KvTypes kv_types;
         Precision precision = Precision::automatic;
         EventRing* events = nullptr;
+        // Not null: a trial, which is not run. What the plan takes from its pools is appended, in order; weights that
+        // it would copy are appended too, and mapped instead.
+        std::vector<Piece>* pieces = nullptr;
     };
     // The pages of one cache group on one device.
     struct Group {
@@ -86,7 +99,11 @@ class StagedPlan {
     void add_groups(uint32_t device, std::span<const CacheGroup> groups);
     void place_weights(const Program& planned, const Placement& placement,
                        const std::shared_ptr<const ModelFile>& file);
+    // In a trial: lists the weights of a device that would be copies, and has them mapped.
+    std::vector<bool> list_copies(const Program& planned, uint32_t device, const ModelFile& file,
+                                  std::vector<std::optional<Storage>>& storage);
     void place_arenas();
+    std::shared_ptr<Allocator> allocator_of(uint32_t device) const;
     void compile();
     void run_part(Part& part, const Batch& batch);
     void pick_tables(const Batch& batch);

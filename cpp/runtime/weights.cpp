@@ -21,8 +21,8 @@ Weights::Weights(std::shared_ptr<const ModelFile> file, std::shared_ptr<Backend>
     for (WeightId id = 0; id < program.weights.size(); ++id) {
         if (!storage[id] || *storage[id] == Storage::mapped) continue;
         const Weight& weight = program.weights[id];
-        const bool vector = weight.rows == 1 && weight.experts == 1;
-        copies_[id] = Copy{&file_->tensor(weight.name), vector ? Storage::shared : *storage[id], vector, {}, false};
+        copies_[id] =
+            Copy{&file_->tensor(weight.name), storage_of_copy(weight, *storage[id]), is_vector(weight), {}, false};
         allocate(id);
     }
 }

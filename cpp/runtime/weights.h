@@ -23,6 +23,11 @@ class Weights {
     Weights(std::shared_ptr<const ModelFile> file, std::shared_ptr<Backend> backend, Pool& pool, const Program& program,
             std::span<const std::optional<Storage>> storage);
 
+    // Where a copy of a weight is that is wanted in `storage`.
+    static Storage storage_of_copy(const Weight& weight, Storage storage) noexcept {
+        return is_vector(weight) ? Storage::shared : storage;
+    }
+
     // By WeightId; empty for what is not on this device.
     std::span<const BufferView> views() const noexcept { return views_; }
     // Fills the copies among `ids` that are not filled yet. A part at a time, and what was copied is dropped from the
@@ -40,6 +45,7 @@ class Weights {
     bool evicted() const noexcept { return evicted_; }
 
   private:
+    static bool is_vector(const Weight& weight) noexcept { return weight.rows == 1 && weight.experts == 1; }
     struct Copy {
         const TensorInfo* tensor;
         Storage storage;

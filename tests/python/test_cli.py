@@ -420,6 +420,27 @@ def test_the_estimate_is_what_a_model_takes(kv_type: str) -> None:
     assert memory["total"] == memory["weights"] + memory["kv"] + memory["activations"]
 
 
+def test_each_cache_group_is_shown_with_its_own_types() -> None:
+    path = str(Path(LLAMA).with_name("gemma3.gguf"))
+    options = ("--kv-type", "k=q8_0,v=q4_0,window:f16", "--context", "100")
+    groups = json.loads(run("inspect", path, "--json", *options).stdout)["memory"]["groups"]
+    types = {(bool(group["window"]), group["keys"], group["values"]) for group in groups}
+    assert types == {(True, "f16", "f16"), (False, "q8_0", "q4_0")}
+    shown = run("inspect", path, *options).stdout
+    assert re.search(r"kv +[\d.]+ kB  window of 16 tokens: .* each, f16\n", shown)
+    assert re.search(r"kv +[\d.]+ kB  all tokens: .* each, keys q8_0, values q4_0\n", shown)
+    assert "window:" not in shown
+
+
+def test_inspect_says_what_does_not_load() -> None:
+    options = ("--weights", "auto", "--memory", "100kB", "--context", "100")
+    done = run("inspect", LLAMA, *options)
+    assert done.returncode == 0
+    assert "this does not load: the memory budget of 100000 bytes is used up" in done.stderr
+    assert json.loads(run("inspect", LLAMA, "--json", *options).stdout)["memory"]["refused"]
+    assert run("generate", "a", "-m", LLAMA, "-n", "1", *options).returncode == 4
+
+
 def test_inspect_says_what_it_cannot_do() -> None:
     done = run("inspect", LLAMA, "--device", "cpu", "--precision", "float16")
     assert (done.returncode, done.stdout) == (2, "")

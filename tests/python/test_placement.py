@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ import pytest
 import metallic_native as mn
 from cli_support import LLAMA, run
 from metallic_native import _native
+from metallic_native.cli.model_facts import estimate_memory
+from metallic_native.loading import ModelConfig, resolve_model
 
 GOLDENS = Path(__file__).resolve().parents[1] / "data" / "goldens"
 NAMES = sorted(path.stem for path in GOLDENS.glob("*.gguf"))
@@ -96,6 +99,48 @@ def test_the_decision_is_logged(load_golden: Load, caplog: pytest.LogCaptureFixt
     assert "the placement rule outptu=shared concerns no tensor" in caplog.text
     assert f"weights: {model.placement.summary()}" in caplog.text
     assert model.placement.unmatched == ("outptu=shared",)
+
+
+@pytest.mark.device
+@pytest.mark.parametrize(
+    ("name", "weights", "kv_type", "context", "memory"),
+    [
+        ("demo", "auto", "f32", 512, 17_000_000),
+        ("demo", "auto", "f16", 64, 16_000_000),
+        # What plans take decides here: weights, pages and arena alone would leave most layers on a device beside the CPU.
+        ("demo", "auto", "f32", 512, 8_000_000),
+        ("demo", "auto", "f32", 2048, 10_000_000),
+        ("demo", "auto,output=private,blk.0=shared", "k=q8_0,v=q4_0", 512, 19_000_000),
+        ("demo", "auto", "f16", 2048, None),
+        ("demo", "auto", "f16", 2048, 1_000_000),
+        ("gemma3", "auto", "f16,window:q4_0", 200, 8_000_000),
+        ("gemma3", "auto,blk.1=cpu", "f32", 64, 9_500_000),
+        ("gemma3", "auto", "f32", 64, 6_000_000),
+        ("gemma3", "private", "q8_0", 64, 3_000_000),
+        ("gemma3", "private", "f16", 64, 400_000),
+    ],
+)
+def test_what_is_predicted_is_what_a_load_does(
+    name: str, weights: str, kv_type: str, context: int, memory: int | None
+) -> None:
+    path = resolve_model("demo" if name == "demo" else GOLDENS / f"{name}.gguf")
+    file = _native.GgufModelFile(str(path))
+    config = ModelConfig.from_metadata(file.metadata)
+    options: dict[str, Any] = {"kv_type": kv_type, "batch_tokens": 16, "threads": 1, "weights": weights}
+    found = estimate_memory(file, config, context, **options, memory=memory)
+    assert (found.refused is None) == (memory is None or memory > 1_000_000)
+    if found.refused is not None:
+        with pytest.raises(mn.OutOfMemory, match=re.escape(found.refused)):
+            mn.load(path, context_length=context, memory_budget=memory, **options)
+        return
+    with mn.load(path, context_length=context, memory_budget=memory, **options) as model:
+        assert model.placement == found.placement
+        report = model.memory()
+        assert report.tags["activations"].current == found.activations
+        assert report.tags["weights"].current == found.weights
+        groups = [(group.window, group.layers, group.page_bytes) for group in report.cache_groups]
+        assert groups == [(group.window, group.layers, group.page_bytes) for group in found.groups]
+        assert memory is None or report.heap_bytes <= memory
 
 
 # ---- on the CPU alone ------------------------------------------------------------------------------------------------
@@ -202,10 +247,13 @@ class TestTwoDevices:
 
     def test_auto_fills_the_budget_from_the_last_block_on(self) -> None:
         seen = []
-        for budget in (16_000_000, 17_000_000, 18_000_000, 40_000_000):
-            with mn.load(device="metal", weights="auto", memory_budget=budget, batch_tokens=16, kv_type="f32") as model:
+        options: dict[str, Any] = {"batch_tokens": 16, "kv_type": "f32", "threads": 1, "context_length": 512}
+        for budget in (8_000_000, 17_000_000, 19_000_000, 40_000_000):
+            with mn.load(device="metal", weights="auto", memory_budget=budget, **options) as model:
                 placement = model.placement
                 assert model.memory().heap_bytes <= budget
+                # The budget has room for the pages of the whole context, on both devices.
+                model.new_cache().reserve(512)
             assert placement.automatic
             assert placement.budget == budget
             places = [block.place for block in placement.blocks if block.block is not None]
@@ -215,4 +263,4 @@ class TestTwoDevices:
             assert placement.reserved + used <= budget
             seen.append(places.count("cpu"))
         assert seen == sorted(seen, reverse=True)
-        assert seen[0] > seen[2] > seen[-1] == 0
+        assert seen[0] > seen[1] > seen[2] > seen[-1] == 0

@@ -13,7 +13,7 @@ from ..errors import DeviceError, ModelFormatError, OutOfMemory, RequestError, U
 from .console import console, decimal_size
 from .failures import CommandError, ExitCode
 from .loaded import open_file
-from .model_facts import MemoryEstimate, ModelFacts, estimate_memory, predict_placement
+from .model_facts import MemoryEstimate, ModelFacts, estimate_memory
 from .options import Device, GpuLayersOption, KvType, Precision, WeightsOption, one_of, parse_size
 
 if TYPE_CHECKING:
@@ -64,13 +64,11 @@ def inspect(
     path, file = open_file(name or model or "demo")
     metadata = file.metadata
     facts = ModelFacts.of(file, metadata)
-    config, estimate, refused = _plan(file, metadata, context, (kv_type, batch_tokens, device, threads, precision))
-    placement = None
-    if estimate is not None:
-        placement = _place(file, metadata, context, kv_type, batch_tokens, device, memory, weights, gpu_layers)
+    positional = (kv_type, batch_tokens, device, threads, precision)
+    places = {"memory": memory, "weights": weights, "gpu_layers": gpu_layers}
+    config, estimate, refused = _plan(file, metadata, context, positional, places)
     if as_json:
-        values = _values(path, file, metadata, facts, config, estimate, refused, tensors)
-        console.json({**values, "placement": None if placement is None else asdict(placement)})
+        console.json(_values(path, file, metadata, facts, config, estimate, refused, tensors))
         return
     console.line(f"{path}: GGUF {file.version}, {len(file.paths)} file(s), {len(file.tensors)} tensors")
     console.line(
@@ -80,9 +78,9 @@ def inspect(
     if config is not None:
         _section("Configuration", ["", ""], [[key, _text(value)] for key, value in config.items() if value is not None])
     _show_tensors(file, facts, tensors)
-    if estimate is not None and placement is not None:
-        _show_estimate(estimate, placement)
-        _show_placement(placement)
+    if estimate is not None:
+        _show_estimate(estimate)
+        _show_placement(estimate.placement)
     else:
         console.line(f"\nThis model does not run: {refused}")
 
@@ -92,8 +90,10 @@ def _plan(
     metadata: Mapping[str, object],
     context: int | None,
     options: tuple[str, int, str, int | None, str],
+    places: Mapping[str, Any],
 ) -> tuple[dict[str, Any] | None, MemoryEstimate | None, str | None]:
     """The configuration and the estimate, or why the model does not run."""
+    from ..engine.loader import placement_context
     from ..loading import ModelConfig
 
     values = None
@@ -103,41 +103,11 @@ def _plan(
         limit = config.context_length
         if context is not None and context > limit:
             raise CommandError(f"--context {context} is more than the model's {limit} tokens", ExitCode.USAGE)
-        return values, estimate_memory(file, config, context or limit, *options), None
+        room_for = placement_context(config, context)
+        return values, estimate_memory(file, config, context or limit, *options, **places, room_for=room_for), None
     except (ModelFormatError, UnsupportedModelError, OutOfMemory) as error:
         return values, None, str(error)
     except (DeviceError, RequestError) as error:
-        raise CommandError(str(error), ExitCode.USAGE) from error
-
-
-def _place(
-    file: _native.GgufModelFile,
-    metadata: Mapping[str, object],
-    context: int | None,
-    kv_type: str,
-    batch_tokens: int,
-    device: str,
-    memory: int | None,
-    weights: str,
-    gpu_layers: int | None,
-) -> Placement:
-    from ..engine.loader import chosen_device, placement_context
-    from ..loading import ModelConfig
-
-    config = ModelConfig.from_metadata(metadata)
-    try:
-        return predict_placement(
-            file,
-            config,
-            device=chosen_device(device),
-            weights=weights,
-            gpu_layers=gpu_layers,
-            context=placement_context(config, context),
-            kv_type=kv_type,
-            batch_tokens=batch_tokens,
-            memory=memory,
-        )
-    except RequestError as error:
         raise CommandError(str(error), ExitCode.USAGE) from error
 
 
@@ -183,7 +153,8 @@ def _placed(block: BlockPlacement) -> list[str]:
     return [places, decimal_size(sum(block.weights.values())), decimal_size(block.kv)]
 
 
-def _show_estimate(estimate: MemoryEstimate, placement: Placement) -> None:
+def _show_estimate(estimate: MemoryEstimate) -> None:
+    placement = estimate.placement
     where = {"mapped": "mapped from the file", "cpu": "mapped from the file, for the CPU"}
     places = ", ".join(
         where.get(place, place) if len(placement.weights) == 1 else f"{decimal_size(size)} {place}"
@@ -193,11 +164,15 @@ def _show_estimate(estimate: MemoryEstimate, placement: Placement) -> None:
     for group in estimate.groups:
         kind = f"window of {group.window} tokens" if group.window else "all tokens"
         note = f"{kind}: {group.pages} pages of {estimate.page_tokens} tokens, {decimal_size(group.page_bytes)} each"
-        rows.append(["kv", decimal_size(group.bytes), f"{note}, {estimate.kv_type}"])
+        if len(placement.stages) > 1:
+            note += f" on {group.device}"
+        rows.append(["kv", decimal_size(group.bytes), f"{note}, {group.types}"])
     note = f"arena, scratch and logits of up to {estimate.batch_tokens} tokens at a time"
     rows.append(["activations", decimal_size(estimate.activations), note])
     rows.append(["total", decimal_size(estimate.total), ""])
     _section(f"Memory for {estimate.context} tokens", ["tag", "size", ""], rows, right=(1,))
+    if estimate.refused:
+        console.note(f"this does not load: {estimate.refused}")
 
 
 def _values(
@@ -210,6 +185,10 @@ def _values(
     refused: str | None,
     tensors: bool,
 ) -> dict[str, Any]:
+    memory = None
+    if estimate is not None:
+        memory = {**asdict(estimate), "kv": estimate.kv, "total": estimate.total}
+        del memory["placement"]
     values: dict[str, Any] = {
         "path": str(path),
         "files": file.paths,
@@ -224,7 +203,8 @@ def _values(
         "metadata": {key: _plain(value) for key, value in metadata.items()},
         "config": config,
         "tensor_types": {name: {"tensors": count, "bytes": size} for name, (count, size) in facts.types.items()},
-        "memory": None if estimate is None else {**asdict(estimate), "kv": estimate.kv, "total": estimate.total},
+        "memory": memory,
+        "placement": None if estimate is None else asdict(estimate.placement),
     }
     if tensors:
         values["tensors"] = [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ if TYPE_CHECKING:
     from .. import _native
     from ..engine import Placement
 
-__all__ = ["FILE_TYPES", "MemoryEstimate", "ModelFacts", "estimate_memory", "predict_placement"]
+__all__ = ["FILE_TYPES", "MemoryEstimate", "ModelFacts", "estimate_memory"]
 
 # general.file_type; the numbers are llama.cpp's enum llama_ftype.
 FILE_TYPES = {
@@ -92,10 +91,20 @@ class CacheEstimate:
     taken from the pool in slabs, and ``bytes`` are what it counts.
     """
 
+    device: str
     window: int
+    layers: int
+    keys: str
+    """Their type: ``f16``."""
+    values: str
     page_bytes: int
     pages: int
     bytes: int
+
+    @property
+    def types(self) -> str:
+        """Of keys and values, in words."""
+        return self.keys if self.keys == self.values else f"keys {self.keys}, values {self.values}"
 
 
 @dataclass(frozen=True)
@@ -110,6 +119,10 @@ class MemoryEstimate:
     weights: int
     activations: int
     groups: tuple[CacheEstimate, ...]
+    placement: Placement
+    """As ``Model.placement`` then has it."""
+    refused: str | None
+    """Why a load would end with OutOfMemory."""
 
     @property
     def kv(self) -> int:
@@ -131,66 +144,56 @@ def estimate_memory(
     device: str = "auto",
     threads: int | None = None,
     precision: str = "auto",
+    *,
+    weights: str = "mapped",
+    gpu_layers: int | None = None,
+    memory: int | None = None,
+    room_for: int | None = None,
 ) -> MemoryEstimate:
-    """What the model would take, from its program compiled for the device; the weights are mapped, not loaded.
+    """What the model would take, from its program compiled for the device; no weight is loaded.
 
-    Raises as :func:`metallic_native.load` does.
+    Where ``weights`` is ``auto``, ``room_for`` is the context that they leave room for: the ``context_length`` that
+    :func:`metallic_native.load` is given, ``context`` where it is None here. Raises as ``load`` does.
     """
     from .. import _native
-    from ..engine.loader import trace_program
+    from ..engine.loader import chosen_device, placement_context, trace_program
+    from ..engine.placement import Placement
 
     batch = min(batch_tokens, context)
-    if device == "auto":
-        device = os.environ.get("METALLIC_DEVICE") or "auto"
     program = trace_program(file, config)
-    weights, activations, groups = _native.predict_memory(
-        file, program, context, device, threads or 0, kv_type, batch, precision
+    predicted: dict[str, Any] = _native.predict_model(
+        file,
+        program,
+        context_length=context,
+        device=chosen_device(device),
+        threads=threads or 0,
+        kv_type=kv_type,
+        batch_tokens=batch,
+        memory_budget=memory or 0,
+        weights=weights,
+        precision=precision,
+        gpu_layers=gpu_layers,
+        placement_context=placement_context(config, room_for or context),
     )
     page = _native.page_tokens
+    groups = []
+    for group in predicted["groups"]:
+        stride = group.pop("page_stride")
+        types = {side: group.pop(side).lower() for side in ("keys", "values")}
+        pages = peak_pages(context, group["window"], batch, page)
+        held = _native.held_pages(group["page_bytes"], pages)
+        groups.append(CacheEstimate(**group, **types, pages=pages, bytes=held * stride))
     return MemoryEstimate(
         context=context,
-        device=device,
+        device=chosen_device(device),
         kv_type=kv_type,
         batch_tokens=batch,
         page_tokens=page,
-        weights=weights,
-        activations=activations,
-        groups=tuple(
-            CacheEstimate(window, size, pages, _native.held_pages(size, pages) * stride)
-            for window, size, stride in groups
-            for pages in (peak_pages(context, window, batch, page),)
-        ),
-    )
-
-
-def predict_placement(
-    file: _native.GgufModelFile,
-    config: Any,
-    *,
-    device: str,
-    weights: str,
-    gpu_layers: int | None,
-    context: int,
-    kv_type: str,
-    batch_tokens: int,
-    memory: int | None,
-) -> Placement:
-    """Where the weights of the model would be. Raises RequestError for a device that does not exist."""
-    from .. import _native
-    from ..engine.loader import trace_program
-    from ..engine.placement import Placement
-
-    return Placement.of(
-        _native.predict_placement(
-            trace_program(file, config),
-            device=device,
-            weights=weights,
-            gpu_layers=gpu_layers,
-            context=context,
-            kv_type=kv_type.upper(),
-            batch_tokens=min(batch_tokens, context),
-            memory_budget=memory or 0,
-        )
+        weights=predicted["weights"],
+        activations=predicted["activations"],
+        groups=tuple(groups),
+        placement=Placement.of(predicted["placement"]),
+        refused=predicted["refused"],
     )
 
 

@@ -52,10 +52,11 @@ class Placement:
     budget: int
     """Of ``auto``: what the device may hold of weights, keys, values and activations."""
     reserved: int
-    """Of it, what is kept for activations and for the backend itself."""
+    """Of it, what is kept for the device's compiled plan and for what is taken while it runs."""
     context: int
     """Tokens whose keys and values are counted."""
     activations: int
+    """Of ``auto``: all that compiled plans take, on both devices; otherwise their arena."""
     blocks: tuple[BlockPlacement, ...]
     stages: tuple[Stage, ...]
     unmatched: tuple[str, ...]
