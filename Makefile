@@ -107,12 +107,13 @@ coverage: setup
 	$(MAKE) install
 	$(PYTHON) -m pytest --cov=metallic_native --cov-report=term
 
-bench: setup $(NATIVE)/CMakeCache.txt
+bench: install $(NATIVE)/CMakeCache.txt
 	$(CMAKE) --build $(NATIVE) -j $(JOBS)
 	mkdir -p build/bench
 	for binary in $(NATIVE)/*_bench; do \
 	    $$binary --benchmark_out=build/bench/$$(basename $$binary).json --benchmark_out_format=json; \
 	done
+	$(PYTHON) bench/workloads.py --json build/bench/workloads.json $(if $(BASELINE),--compare $(BASELINE))
 
 compare: install
 	$(PYTHON) -m pip install --quiet '.[bench]'

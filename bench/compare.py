@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -33,7 +34,7 @@ def prompt_tokens(count: int, vocabulary: int) -> np.ndarray:
 # ---- workers: one engine, one model, one process --------------------------------------------------------------------
 
 
-def run_ours(args: argparse.Namespace) -> dict[str, float]:
+def run_ours(args: argparse.Namespace) -> dict[str, Any]:
     started = time.perf_counter()
     import metallic_native as mn
 
@@ -55,7 +56,10 @@ def run_ours(args: argparse.Namespace) -> dict[str, float]:
         cache.close()
     if args.logits:
         np.save(args.logits, model.logits(tokens[:AGREEMENT_TOKENS].tolist(), all_positions=True))
-    return {"load": loaded, "prefill": max(prefill), "decode": max(speed)}
+    report = model.memory()
+    memory = {tag: {"peak": use.peak, "average": use.average} for tag, use in report.tags.items()}
+    more = {"heap_peak": report.heap_peak, "heaps_created": report.heaps_created, "mapped_bytes": report.mapped_bytes}
+    return {"load": loaded, "prefill": max(prefill), "decode": max(speed), "memory": {"tags": memory, **more}}
 
 
 def run_llama_cpp(args: argparse.Namespace) -> dict[str, float]:
@@ -116,7 +120,7 @@ ENGINES = {"ours": run_ours, "llama.cpp": run_llama_cpp}
 # ---- the comparison
 
 
-def measure(engine: str, python: str, model: Path, args: argparse.Namespace, logits: Path | None) -> dict[str, float]:
+def measure(engine: str, python: str, model: Path, args: argparse.Namespace, logits: Path | None) -> dict[str, Any]:
     command = [python, __file__, "--worker", engine, "--model", str(model), "--threads", str(args.threads)]
     command += ["--prompt", str(args.prompt), "--decode", str(args.decode), "--repeat", str(args.repeat)]
     if logits:
@@ -124,7 +128,7 @@ def measure(engine: str, python: str, model: Path, args: argparse.Namespace, log
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{engine} failed on {model}:\n{done.stderr[-2000:]}")
-    result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result
 
 
@@ -139,8 +143,8 @@ def divergence(ours: np.ndarray, theirs: np.ndarray) -> float:
     return float((np.exp(p) * (p - q)).sum(-1).mean())
 
 
-def compare(model: Path, args: argparse.Namespace) -> dict[str, float | str]:
-    rounds: dict[str, list[dict[str, float]]] = {name: [] for name in ENGINES}
+def compare(model: Path, args: argparse.Namespace) -> dict[str, Any]:
+    rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in ENGINES}
     pythons = {"ours": sys.executable, "llama.cpp": args.peer_python}
     with tempfile.TemporaryDirectory() as folder:
         files = {name: Path(folder) / f"{name}.npy" for name in ENGINES}
@@ -149,7 +153,7 @@ def compare(model: Path, args: argparse.Namespace) -> dict[str, float | str]:
             for name in order:
                 rounds[name].append(measure(name, pythons[name], model, args, files[name] if number == 0 else None))
         kl = divergence(np.load(files["ours"]), np.load(files["llama.cpp"]))
-    row: dict[str, float | str] = {"model": model.stem, "kl": kl}
+    row: dict[str, Any] = {"model": model.stem, "kl": kl, "memory ours": rounds["ours"][0]["memory"]}
     for what in ("prefill", "decode", "load"):
         values = {name: [r[what] for r in results] for name, results in rounds.items()}
         for name in ENGINES:
@@ -159,7 +163,7 @@ def compare(model: Path, args: argparse.Namespace) -> dict[str, float | str]:
     return row
 
 
-def print_table(rows: list[dict[str, float | str]], args: argparse.Namespace) -> None:
+def print_table(rows: list[dict[str, Any]], args: argparse.Namespace) -> None:
     print(f"\n| model | pp{args.prompt} ours | llama.cpp | ratio | tg{args.decode} ours | llama.cpp | ratio ", end="")
     print("| first token s, ours | llama.cpp | KL |")
     print("|---|" + "---:|" * 9)
