@@ -70,6 +70,7 @@ class MetalPlan final : public Plan {
     Submission fill(Slot& slot, const Batch& batch, BatchMemory& memory);
     void fill_tables(const Batch& batch, BatchMemory& memory, Submission& submission);
     void make_room(Slot& slot, const Batch& batch);
+    void grow(Slot& slot, uint64_t needed);
     bool start_clock(Slot& slot);
     void encode(Slot& slot, const Submission& submission);
     void encode_selection(Encoder& encoder, id<MTLComputeCommandEncoder> into, const Submission& submission,

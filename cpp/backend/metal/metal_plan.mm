@@ -25,6 +25,8 @@ namespace {
 
 constexpr std::chrono::milliseconds kPoll{20};  // between looks at Batch::interrupted
 
+constexpr uint64_t kBatchReserve = 4096;  // for runs, page tables and rows of a batch of few sequences
+
 uint64_t aligned(uint64_t bytes) {
     return (bytes + 15) / 16 * 16;
 }
@@ -75,6 +77,9 @@ MetalPlan::MetalPlan(const CompileInputs& inputs, std::shared_ptr<Context> conte
     steps_per_part_ = static_cast<uint32_t>((steps_.size() + StepClock::kMostParts - 1) / StepClock::kMostParts);
     for (auto& slot : slots_) slot = std::make_unique<Slot>(memory_.context().progress());
     slots_[0]->logits = memory_.logits_view();
+    // Also what every batch takes, so that pages are let in only on what is left beside it.
+    grow(*slots_[0], memory_.batch_bytes() + aligned(max_tokens_ * sizeof(int32_t)) +
+                         aligned(max_tokens_ * sizeof(RowParams)) + kBatchReserve);
 }
 
 uint64_t MetalPlan::logit_row_bytes() const noexcept {
@@ -135,7 +140,7 @@ uint32_t MetalPlan::acquire(const Batch& batch) {
     return oldest;
 }
 
-// Batch memory and logits grow to what batches need. What is refused leaves the slot as it was.
+// Batch memory and logits grow to what batches need.
 void MetalPlan::make_room(Slot& slot, const Batch& batch) {
     const uint64_t groups = program_.groups.size();
     uint64_t pages = 0;
@@ -145,10 +150,19 @@ void MetalPlan::make_room(Slot& slot, const Batch& batch) {
         aligned(batch.runs.size() * sizeof(RunParams)) + aligned(batch.runs.size() * groups * sizeof(TableParams)) +
         aligned(pages * sizeof(uint64_t)) + aligned(batch.output_rows.size() * sizeof(uint32_t)) +
         aligned(candidate_bytes(batch)) + TopK::batch_bytes(batch.selections) + 7 * 16 + memory_.batch_bytes();
-    if (!slot.memory || slot.memory->bytes < needed) {
-        slot.memory = memory_.take(std::bit_ceil(needed), Tag::staging, "plan/batch");
-    }
+    grow(slot, needed);
     if (!slot.logits) slot.logits = memory_.take(memory_.logits().bytes, Tag::activations, "plan/logits");
+}
+
+// Where memory is short there is no reserve, and the memory that is too small makes room for the larger.
+void MetalPlan::grow(Slot& slot, uint64_t needed) {
+    if (slot.memory && slot.memory->bytes >= needed) return;
+    try {
+        slot.memory = memory_.take(std::bit_ceil(needed), Tag::staging, "plan/batch");
+    } catch (const OutOfMemory&) {
+        slot.memory.reset();
+        slot.memory = memory_.take(needed, Tag::staging, "plan/batch");
+    }
 }
 
 Submission MetalPlan::fill(Slot& slot, const Batch& batch, BatchMemory& memory) {
