@@ -308,12 +308,13 @@ void Model::balance() {
         }
     }
     const uint64_t now = now_ns();
-    state.idle_ns = now - std::min(now, runner_->last_run_ns());
+    const uint64_t last_run_ns = runner_->last_run_ns();
+    state.idle_ns = now - std::min(now, last_run_ns);
     state.weight_bytes = plan_->copied_bytes();
-    carry_out(options_.policy->decide(state));
+    carry_out(options_.policy->decide(state), last_run_ns);
 }
 
-void Model::carry_out(const MemoryDecision& decision) {
+void Model::carry_out(const MemoryDecision& decision, uint64_t last_run_ns) {
     if (decision.evict_bytes) {
         const std::lock_guard lock(cache_->mutex());
         cache_->evict_idle(decision.evict_bytes, "above the high watermark");
@@ -325,7 +326,8 @@ void Model::carry_out(const MemoryDecision& decision) {
     }
     if (decision.evict_weights) {
         const std::unique_lock submission = runner_->pause();
-        free_weights("the model was idle");
+        // A batch may have been running all the while, and the next one would have to bring them back.
+        if (runner_->last_run_ns() == last_run_ns) free_weights("the model was idle");
     }
     if (decision.evict_bytes || decision.compact || decision.evict_weights) admission_->notify();
 }

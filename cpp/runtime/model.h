@@ -158,7 +158,7 @@ class Model : public std::enable_shared_from_this<Model> {
     std::shared_ptr<Sequence> own(std::unique_ptr<Sequence> sequence);
     uint64_t free_weights(std::string_view reason);
     void balance();
-    void carry_out(const MemoryDecision& decision);
+    void carry_out(const MemoryDecision& decision, uint64_t last_run_ns);
 
     std::shared_ptr<const ModelFile> file_;
     ModelOptions options_;

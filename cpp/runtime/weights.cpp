@@ -70,6 +70,7 @@ void Weights::allocate(WeightId id) {
     copy.memory = pool_.allocate_bytes(bytes, Tag::weights, copy.tensor->name, copy.storage);
     copy.filled = false;
     views_[id] = copy.memory.view();
+    copied_bytes_ += bytes;
     ++missing_;
     if (copy.vector) fill(id, {});
 }
@@ -112,6 +113,7 @@ uint64_t Weights::evict() noexcept {
         copy->memory.reset();
         evicted_ = true;
     }
+    copied_bytes_ -= freed;
     return freed;
 }
 
@@ -120,12 +122,6 @@ void Weights::restore() {
         if (copies_[id] && !copies_[id]->memory) allocate(id);
     }
     evicted_ = false;
-}
-
-uint64_t Weights::copied_bytes() const noexcept {
-    uint64_t bytes = 0;
-    for (const std::optional<Copy>& copy : copies_) bytes += copy && copy->memory ? copy->memory.view().bytes : 0;
-    return bytes;
 }
 
 }  // namespace metallic

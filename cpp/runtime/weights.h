@@ -1,5 +1,6 @@
 #pragma once
 
+#include <atomic>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -40,8 +41,8 @@ class Weights {
     // Makes room for the copies again, elsewhere, to be filled by the next upload. Throws OutOfMemory; what was made
     // stays then, for the next attempt.
     void restore();
-    // Bytes that evict would free.
-    uint64_t copied_bytes() const noexcept;
+    // Bytes that evict would free. May be called at any time.
+    uint64_t copied_bytes() const noexcept { return copied_bytes_; }
     bool evicted() const noexcept { return evicted_; }
 
   private:
@@ -65,6 +66,7 @@ class Weights {
     std::vector<std::optional<Copy>> copies_;  // by WeightId
     size_t missing_ = 0;                       // copies that are not filled
     bool evicted_ = false;
+    std::atomic<uint64_t> copied_bytes_{0};
 };
 
 }  // namespace metallic

@@ -1,6 +1,8 @@
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <numeric>
+#include <thread>
 
 #include "core/error.h"
 #include "placed_model.h"
@@ -15,8 +17,9 @@ constexpr uint32_t kRowBytes = PlacedModel::kWidth * sizeof(float);
 class StagedModel {
   public:
     explicit StagedModel(const std::string& rules, std::optional<uint32_t> device_layers = {}, uint64_t budget = 0,
-                         uint32_t batch_tokens = 48) {
+                         uint32_t batch_tokens = 48, std::shared_ptr<const ResidencyPolicy> policy = nullptr) {
         ModelOptions options;
+        options.policy = std::move(policy);
         options.context_length = 4096;
         options.batch_tokens = batch_tokens;
         options.precision = Precision::float32;
@@ -214,6 +217,43 @@ TEST(StagedModel, ForWeightsAlsoThoseThatRunMakeRoom) {
     placed.model->enter(*running, 41, {});
     EXPECT_EQ(placed.forward({{sequence.get(), prompt}}), wanted);
     EXPECT_EQ(placed.forward({{running.get(), next}}), wanted_next);
+}
+
+// Decides that weights go, after something else happened meanwhile.
+class HastyPolicy final : public ResidencyPolicy {
+  public:
+    MemoryDecision decide(const MemoryState& state) const override {
+        MemoryDecision decision;
+        decision.evict_weights = state.weight_bytes != 0 && meanwhile();
+        ++decided;
+        return decision;
+    }
+    std::function<bool()> meanwhile;
+    mutable std::atomic<int> decided{0};
+};
+
+TEST(StagedModel, WeightsOfAModelThatRanMeanwhileStay) {
+    for (const bool runs : {true, false}) {
+        const auto policy = std::make_shared<HastyPolicy>();
+        std::atomic<StagedModel*> placed{nullptr};
+        policy->meanwhile = [&] {
+            StagedModel* const model = placed;
+            if (!model || !runs) return model != nullptr;
+            const auto sequence = model->model->create_sequence();
+            const std::vector<int32_t> prompt = tokens(4, 1);
+            model->forward({{sequence.get(), prompt}});
+            return true;
+        };
+        StagedModel model("private", {}, 0, 48, policy);
+        placed = &model;
+        const int begun = policy->decided;
+        while (policy->decided < begun + 3) std::this_thread::yield();
+        const uint64_t evictions = model.model->memory_log().count(MemoryAction::evict_weights).events;
+        EXPECT_EQ(evictions == 0, runs);
+        placed = nullptr;
+        const int last = policy->decided;
+        while (policy->decided < last + 2) std::this_thread::yield();  // nobody uses it any more
+    }
 }
 
 TEST(StagedModel, APassThatCannotCompileAgainLeavesTheNextOneToTry) {
