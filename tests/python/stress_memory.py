@@ -13,6 +13,7 @@ import argparse
 import collections
 import contextlib
 import faulthandler
+import functools
 import gc
 import json
 import logging
@@ -23,14 +24,15 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import stress_models
 from stress_models import Settings
 
+T = TypeVar("T")
 THREADS = 8
 STUCK_SECONDS = 120
 
@@ -67,13 +69,13 @@ class Stress:
         self.counts_lock = threading.RLock()  # a signal handler may come back to it
         options = stress_models.load_options(settings)
         rng = random.Random(settings.seed)
-        with mn.load(path, **options) as free:
+        with self.tried(lambda: mn.load(path, **options)) as free:
             conversations = [
                 stress_turns.Conversation(number, rng, settings, free.vocabulary_size)
                 for number in range(settings.conversations)
             ]
             texts = {
-                (number, length): one.solo(free, length)
+                (number, length): self.tried(functools.partial(one.solo, free, length))
                 for number, one in enumerate(conversations)
                 for length in one.lengths
             }
@@ -88,12 +90,21 @@ class Stress:
             self.budget = self.least_budget(path, options, self.fixed, longest + report.page_tokens)
         else:
             self.budget = self.fixed + max(demand // 2, 2 * self.longest)
-        self.model = mn.load(path, eviction=settings.eviction, memory_budget=self.budget, **options)
+        self.model = self.tried(lambda: mn.load(path, eviction=settings.eviction, memory_budget=self.budget, **options))
         self.turns = stress_turns.Turns(self.model, conversations, texts)
         self.turns.exact = not settings.rounds
         self.turns.fail, self.turns.count = self.fail, self.count  # type: ignore[method-assign]
         self.deadline = time.monotonic() + settings.seconds
         self.heard = [time.monotonic()] * (THREADS + 1)
+
+    def tried(self, what: Callable[[], T]) -> T:
+        """Again while the simulated device fails: before the stress begins nothing is told of that."""
+        for _ in range(3 * self.settings.faults):
+            try:
+                return what()
+            except (self.mn.OutOfMemory, self.mn.DeviceError):
+                continue
+        return what()
 
     def least_budget(self, path: Path, options: dict[str, Any], budget: int, tokens: int = 1) -> int:
         """From ``budget`` on, the one with which the model can be loaded, and admits a generation of so many tokens."""
