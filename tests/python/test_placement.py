@@ -107,7 +107,7 @@ def test_the_decision_is_logged(load_golden: Load, caplog: pytest.LogCaptureFixt
     [
         ("demo", "auto", "f32", 512, 17_000_000),
         ("demo", "auto", "f16", 64, 16_000_000),
-        # What plans take decides here: weights, pages and arena alone would leave most layers on a device beside the CPU.
+        # What plans take decides here: weights, pages and arena alone would leave most layers on a device beside a CPU.
         ("demo", "auto", "f32", 512, 8_000_000),
         ("demo", "auto", "f32", 2048, 10_000_000),
         ("demo", "auto,output=private,blk.0=shared", "k=q8_0,v=q4_0", 512, 19_000_000),
