@@ -6,6 +6,7 @@
 #include <system_error>
 
 #include "core/error.h"
+#include "core/signals.h"
 
 namespace metallic {
 
@@ -30,6 +31,7 @@ MemoryDecision WatermarkPolicy::decide(const MemoryState& state) const {
 
 ResidencyManager::ResidencyManager(std::function<void()> balance, Failed failed, std::chrono::milliseconds period)
     : balance_(std::move(balance)), failed_(std::move(failed)), period_(period), process_(getpid()) {
+    const SignalsBlocked blocked;
     try {
         thread_ = std::thread([this] { run(); });
     } catch (const std::system_error& error) {

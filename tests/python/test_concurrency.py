@@ -131,6 +131,27 @@ def test_a_signal_handler_may_come_while_a_cache_is_made(long_model: Path) -> No
     assert done.stdout == "done\n", done.stderr
 
 
+@pytest.mark.skipif(not hasattr(__import__("signal"), "sigwait"), reason="needs sigwait")
+def test_a_signal_that_the_application_waits_for_reaches_it(long_model: Path) -> None:
+    done = run_script(
+        """
+        import os, signal, sys, threading
+        os.environ["OPENBLAS_NUM_THREADS"] = "1"  # numpy's threads block none
+        import metallic_native as mn
+        model = mn.load(sys.argv[1], threads=2)
+        model.logits([1, 2])
+        for thread in threading.enumerate():
+            if thread is not threading.current_thread():
+                thread.join()
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+        os.kill(os.getpid(), signal.SIGUSR1)
+        print(signal.sigwait([signal.SIGUSR1]) == signal.SIGUSR1)
+        """,
+        long_model,
+    )
+    assert done.stdout == "True\n", (done.returncode, done.stderr)
+
+
 def test_closing_during_passes_of_other_threads(long_model: Path, many: Callable[[int], int]) -> None:
     for _ in range(5):
         model = mn.load(long_model, threads=2)

@@ -1,12 +1,12 @@
 #include "backend/cpu/thread_pool.h"
 
 #include <chrono>
-#include <csignal>
 #include <string>
 #include <system_error>
 
 #include "backend/cpu/host_facts.h"
 #include "core/error.h"
+#include "core/signals.h"
 
 namespace metallic::cpu {
 namespace {
@@ -18,20 +18,6 @@ inline void relax() noexcept {
     __asm__ __volatile__("yield");
 #endif
 }
-
-// Signals belong to the application's threads: a worker starts with all of them blocked.
-class SignalsBlocked {
-  public:
-    SignalsBlocked() noexcept {
-        sigset_t all;
-        sigfillset(&all);
-        pthread_sigmask(SIG_SETMASK, &all, &before_);
-    }
-    ~SignalsBlocked() { pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
-
-  private:
-    sigset_t before_;
-};
 
 }  // namespace
 
