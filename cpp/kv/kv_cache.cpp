@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <unordered_map>
-#include <unordered_set>
 
 #include "core/error.h"
 #include "trace/events.h"
@@ -22,9 +21,14 @@ KvLayout packed_layout(const KvGroup& group, DType packed) {
 KvCache::KvCache(std::vector<KvGroup> groups, uint32_t batch_tokens, Eviction eviction, MemoryLog& log, DType packed)
     : groups_(std::move(groups)), batch_tokens_(batch_tokens), eviction_(eviction), log_(log) {
     for (const KvGroup& group : groups_) {
+        count_also(*group.pool);
         stores_.push_back(std::make_unique<PageStore>(*group.pool, *group.backend, group.layout, group.owner));
         if (eviction_ == Eviction::compress) packed_.push_back(packed_layout(group, packed));
     }
+}
+
+void KvCache::count_also(const Pool& pool) {
+    if (std::find(pools_.begin(), pools_.end(), &pool) == pools_.end()) pools_.push_back(&pool);
 }
 
 std::unique_ptr<Sequence> KvCache::create() {
@@ -247,6 +251,14 @@ uint64_t KvCache::evict_idle(uint64_t bytes, std::string_view reason) {
     return freed;
 }
 
+uint64_t KvCache::evict_for(const Sequence& needy, std::span<Sequence* const> pass, std::string_view reason) {
+    uint64_t freed = 0;
+    for (Sequence* one : sequences_) {
+        if (gives_way(*one, needy, pass) && one->pages() != 0) freed += evict(*one, reason, true);
+    }
+    return freed;
+}
+
 uint64_t KvCache::evict_all(std::string_view reason) {
     uint64_t freed = 0;
     for (Sequence* one : sequences_) {
@@ -304,10 +316,8 @@ uint64_t KvCache::bytes_per_token() const noexcept {
 
 uint64_t KvCache::other_bytes() const {
     uint64_t bytes = 0;
-    std::unordered_set<const Pool*> seen;
-    for (const KvGroup& group : groups_) {
-        if (!seen.insert(group.pool).second) continue;
-        const PoolStatistics use = group.pool->statistics();
+    for (const Pool* pool : pools_) {
+        const PoolStatistics use = pool->statistics();
         bytes += use.current() - use.tags[static_cast<int>(Tag::kv)].current - use.mapped_bytes;
     }
     return bytes;

@@ -41,6 +41,9 @@ class KvCache {
     KvCache(std::vector<KvGroup> groups, uint32_t batch_tokens, Eviction eviction, MemoryLog& log,
             DType packed = DType::Q8_0);
 
+    // Another pool, that has none of the pages and takes from the same budget.
+    void count_also(const Pool& pool);
+
     std::mutex& mutex() const noexcept { return mutex_; }
 
     std::unique_ptr<Sequence> create();
@@ -70,6 +73,9 @@ class KvCache {
     uint64_t evict(Sequence& sequence, std::string_view reason, bool shared = false);
     // Evicts idle sequences, the least recently used first, until `bytes` were given back; returns what was.
     uint64_t evict_idle(uint64_t bytes, std::string_view reason);
+    // Evicts those that give way to `needy`, one of `pass`: idle and younger ones, none that is in flight. Returns the
+    // bytes given back.
+    uint64_t evict_for(const Sequence& needy, std::span<Sequence* const> pass, std::string_view reason);
     // Evicts all sequences, those that run included. Only where nothing is in flight. Returns the bytes given back.
     uint64_t evict_all(std::string_view reason);
     // Moves pages together and gives back the heaps that become empty. Only where nothing is in flight. Returns the
@@ -115,7 +121,8 @@ class KvCache {
     const uint32_t batch_tokens_;
     const Eviction eviction_;
     MemoryLog& log_;
-    std::vector<KvLayout> packed_;  // by group, if evicted pages are compressed
+    std::vector<const Pool*> pools_;  // each once
+    std::vector<KvLayout> packed_;    // by group, if evicted pages are compressed
     std::vector<std::unique_ptr<PageStore>> stores_;
     std::vector<Sequence*> sequences_;
     uint64_t ages_ = 0;

@@ -204,7 +204,7 @@ void ForwardRunner::run_batch(Pass& pass) {
 }
 
 // After a batch for which the device had no memory: whether it is worth another try, with fewer sequences at a time, or
-// with what idle ones had.
+// with what idle and younger ones had.
 bool ForwardRunner::recover(Pass& pass) {
     if (runs_.size() > 1) {
         pass.most_runs = (runs_.size() + 1) / 2;
@@ -212,8 +212,11 @@ bool ForwardRunner::recover(Pass& pass) {
     }
     if (pass.relieved) return false;
     pass.relieved = true;
+    const auto queued =
+        std::find_if(pass.progress.begin(), pass.progress.end(), [](const Progress& at) { return at.queued; });
+    const Sequence& needy = *pass.requests[static_cast<size_t>(queued - pass.progress.begin())].sequence;
     const std::lock_guard lock(cache_.mutex());
-    return cache_.evict_idle(~uint64_t{0}, "the device is out of memory") != 0;
+    return cache_.evict_for(needy, pass.sequences, "the device is out of memory") != 0;
 }
 
 std::unique_lock<FairMutex> ForwardRunner::pause() {

@@ -93,6 +93,7 @@ Model::Model(std::shared_ptr<const ModelFile> file, std::shared_ptr<Backend> bac
     }
     const Eviction eviction = options_.eviction.value_or(device().deterministic ? Eviction::recompute : Eviction::save);
     cache_ = std::make_unique<KvCache>(std::move(groups), options_.batch_tokens, eviction, log_, options_.packed);
+    for (const Pool* pool : pools()) cache_->count_also(*pool);
     admission_ = std::make_unique<Admission>(*cache_, log_);
     runner_ = std::make_unique<ForwardRunner>(
         *plan_, *cache_, *admission_, log_,
@@ -159,8 +160,20 @@ uint64_t Model::activation_bytes(const Program& planned, uint32_t batch_tokens) 
 
 // ---- sequences ------------------------------------------------------------------------------------------------------
 
+void Model::check_process() const {
+    if (forked()) {
+        throw DeviceError("the process was forked after the model was loaded; load it in the child", "model", "forked");
+    }
+}
+
+std::unique_lock<std::mutex> Model::locked() const {
+    check_process();
+    return std::unique_lock(cache_->mutex());
+}
+
 std::shared_ptr<Sequence> Model::own(std::unique_ptr<Sequence> sequence) {
     return {sequence.release(), [model = shared_from_this()](Sequence* last) {
+                if (model->forked()) return;
                 {
                     const std::lock_guard lock(model->cache_->mutex());
                     model->cache_->destroy(last);
@@ -172,7 +185,7 @@ std::shared_ptr<Sequence> Model::own(std::unique_ptr<Sequence> sequence) {
 std::shared_ptr<Sequence> Model::create_sequence() {
     std::unique_ptr<Sequence> sequence;
     {
-        const std::lock_guard lock(cache_->mutex());
+        const auto lock = locked();
         sequence = cache_->create();
     }
     return own(std::move(sequence));
@@ -181,7 +194,7 @@ std::shared_ptr<Sequence> Model::create_sequence() {
 std::shared_ptr<Sequence> Model::fork(const Sequence& sequence) {
     std::unique_ptr<Sequence> copy;
     {
-        const std::lock_guard lock(cache_->mutex());
+        const auto lock = locked();
         sequence.check_idle();
         copy = cache_->fork(sequence);
     }
@@ -189,14 +202,14 @@ std::shared_ptr<Sequence> Model::fork(const Sequence& sequence) {
 }
 
 bool Model::truncate(Sequence& sequence, uint32_t length) {
-    const std::lock_guard lock(cache_->mutex());
+    const auto lock = locked();
     sequence.check_idle();
     return sequence.truncate(length);
 }
 
 void Model::forget(Sequence& sequence, uint32_t first, uint32_t count) {
     {
-        const std::lock_guard lock(cache_->mutex());
+        const auto lock = locked();
         sequence.check_idle();
         if (first > sequence.length() || count > sequence.length() - first) {
             throw RequestError("the sequence of " + std::to_string(sequence.length()) + " tokens has none from " +
@@ -209,23 +222,24 @@ void Model::forget(Sequence& sequence, uint32_t first, uint32_t count) {
 
 void Model::reserve(Sequence& sequence, uint32_t length) {
     if (length > options_.context_length) throw RequestError("a reservation beyond the context length");
-    const std::lock_guard lock(cache_->mutex());
+    const auto lock = locked();
     sequence.check_idle();
     cache_->reserve(sequence, length);
 }
 
 Model::SequenceUse Model::use(const Sequence& sequence) const {
-    const std::lock_guard lock(cache_->mutex());
+    const auto lock = locked();
     return {sequence.length(), sequence.cached(), sequence.pages()};
 }
 
 uint64_t Model::evict(Sequence& sequence) {
-    const std::lock_guard lock(cache_->mutex());
+    const auto lock = locked();
     sequence.check_idle();
     return cache_->evict(sequence, "asked for");
 }
 
 void Model::enter(Sequence& sequence, uint64_t tokens, const std::function<bool()>& interrupted) {
+    check_process();
     admission_->enter(sequence, std::min<uint64_t>(tokens, options_.context_length), interrupted);
 }
 
@@ -250,7 +264,7 @@ void Model::set_memory_budget(uint64_t bytes) noexcept {
 
 // While nothing runs.
 uint64_t Model::free_weights(std::string_view reason) {
-    const std::lock_guard lock(cache_->mutex());
+    const auto lock = locked();
     const uint64_t others = cache_->other_bytes();
     const bool all = plan_->ready();  // not so after an attempt to bring them back that failed
     const uint64_t bytes = plan_->evict_weights();
@@ -264,12 +278,13 @@ uint64_t Model::free_weights(std::string_view reason) {
 }
 
 uint64_t Model::evict_weights() {
+    check_process();
     const std::unique_lock submission = runner_->pause();
     return free_weights("asked for");
 }
 
 Model::KvUse Model::kv_use() const {
-    const std::lock_guard lock(cache_->mutex());
+    const auto lock = locked();
     KvUse use;
     const std::span<const KvGroup> groups = cache_->groups();
     use.groups.reserve(groups.size());
@@ -285,8 +300,9 @@ Model::KvUse Model::kv_use() const {
 }
 
 uint64_t Model::compact() {
+    check_process();
     const std::unique_lock submission = runner_->pause();
-    const std::lock_guard lock(cache_->mutex());
+    const auto lock = locked();
     return cache_->compact("asked for");
 }
 
@@ -300,7 +316,7 @@ void Model::balance() {
     state.limit = use.budget ? use.budget : device().memory_bytes;
     state.heap_bytes = use.heap_bytes;
     {
-        const std::lock_guard lock(cache_->mutex());
+        const auto lock = locked();
         const std::span<const KvGroup> groups = cache_->groups();
         for (size_t g = 0; g < groups.size(); ++g) {
             state.kv_in_use += cache_->store(g).pages_in_use() * groups[g].layout.page_bytes;
@@ -316,12 +332,12 @@ void Model::balance() {
 
 void Model::carry_out(const MemoryDecision& decision, uint64_t last_run_ns) {
     if (decision.evict_bytes) {
-        const std::lock_guard lock(cache_->mutex());
+        const auto lock = locked();
         cache_->evict_idle(decision.evict_bytes, "above the high watermark");
     }
     if (decision.compact) {
         const std::unique_lock submission = runner_->pause();
-        const std::lock_guard lock(cache_->mutex());
+        const auto lock = locked();
         cache_->compact("many held pages were free");
     }
     if (decision.evict_weights) {

@@ -1,8 +1,12 @@
 #pragma once
 
+#include <sys/types.h>
+#include <unistd.h>
+
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <span>
 #include <string>
@@ -77,7 +81,9 @@ class Model : public std::enable_shared_from_this<Model> {
     // Waits until there is memory for a generation that makes the sequence up to `tokens` long, and claims it until
     // `leave`. See Admission.
     void enter(Sequence& sequence, uint64_t tokens, const std::function<bool()>& interrupted);
-    void leave(Sequence& sequence) noexcept { admission_->leave(sequence); }
+    void leave(Sequence& sequence) noexcept {
+        if (!forked()) admission_->leave(sequence);
+    }
 
     // Appends the runs' tokens to their sequences and writes the wanted logits, run by run, to `logits` [rows,
     // vocabulary]; candidates go where their runs say. Long runs are split into submissions of at most batch_tokens. On
@@ -86,6 +92,7 @@ class Model : public std::enable_shared_from_this<Model> {
     // this call waits for older ones. Throws OutOfMemory when that does not help, RequestError when another pass holds
     // one of them, or when called from within `interrupted`.
     void forward(std::span<const RunRequest> runs, float* logits, const std::function<bool()>& interrupted) {
+        check_process();
         runner_->forward(runs, logits, interrupted);
     }
 
@@ -155,11 +162,16 @@ class Model : public std::enable_shared_from_this<Model> {
     // one fits: what they take is known before weights have their places.
     static Placed plan(const std::shared_ptr<const ModelFile>& file, const std::shared_ptr<Backend>& backend,
                        const Program& traced, const ModelOptions& options);
+    bool forked() const noexcept { return getpid() != process_; }
+    // Throws DeviceError in a forked child, where other threads' locks may be held for good.
+    void check_process() const;
+    std::unique_lock<std::mutex> locked() const;
     std::shared_ptr<Sequence> own(std::unique_ptr<Sequence> sequence);
     uint64_t free_weights(std::string_view reason);
     void balance();
     void carry_out(const MemoryDecision& decision, uint64_t last_run_ns);
 
+    const pid_t process_ = getpid();
     std::shared_ptr<const ModelFile> file_;
     ModelOptions options_;
     Placed placed_;

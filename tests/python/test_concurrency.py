@@ -228,6 +228,49 @@ def test_a_forked_child_is_refused_instead_of_hanging(long_model: Path) -> None:
     assert done.stdout.startswith("7 "), done.stderr
 
 
+@pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="needs fork")
+def test_a_child_that_is_forked_while_others_generate_ends(long_model: Path, many: Callable[[int], int]) -> None:
+    done = run_script(
+        """
+        import gc, os, sys, threading, metallic_native as mn
+        model = mn.load(sys.argv[1], threads=1, eviction="save")
+        cache = model.new_cache()
+        cache.extend([1, 2, 3], planned=8)
+        busy = model.new_cache()
+        stop = False
+        def work():
+            while not stop:
+                busy.extend([1], planned=2)
+                busy._sequence.evict()
+                busy.keep_prefix([], planned=2)
+        threads = [threading.Thread(target=work)]
+        for thread in threads:
+            thread.start()
+        codes = set()
+        for _ in range(int(sys.argv[2])):
+            child = os.fork()
+            if child == 0:
+                refused = 0
+                for use in (lambda: cache.extend([1], planned=8), model.new_cache, model.memory, model.compact):
+                    try:
+                        use()
+                    except mn.DeviceError:
+                        refused += 1
+                del cache, busy
+                gc.collect()
+                os._exit(refused)
+            codes.add(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        stop = True
+        for thread in threads:
+            thread.join()
+        print(codes)
+        """,
+        long_model,
+        many(200),
+    )
+    assert done.stdout == "{4}\n", (done.stdout, done.stderr)
+
+
 def test_a_later_generation_takes_the_cache_over(load_golden: Load) -> None:
     model = load_golden("llama")
     cache = model.new_cache()

@@ -327,6 +327,7 @@ def test_what_can_never_fit_is_refused_with_what_would(load: Load) -> None:
     assert len(model.generate(ids(100, 0), 10, GREEDY, ignore_eos=True).token_ids) == 10
 
 
+@pytest.mark.cpu_only  # the budget is counted without what a device needs to upload them
 def test_copies_of_weights_are_named_where_their_room_would_do(tiny: Path) -> None:
     with mn.load(tiny, batch_tokens=64, weights="private") as model:
         model.generate([1], 1, GREEDY)
