@@ -3,25 +3,24 @@
 #include <algorithm>
 #include <bit>
 #include <string>
+#include <utility>
 
 #include "core/error.h"
 
 namespace metallic {
 
-Tlsf::Class Tlsf::class_of(uint32_t granules) noexcept {
-    if (granules < kSteps) return {0, granules};
-    const uint32_t log = static_cast<uint32_t>(std::bit_width(granules)) - 1;
-    return {log - 4, (granules >> (log - 5)) - kSteps};
+Tlsf::Tlsf(uint64_t granule) : granule_(granule), nodes_(1), regions_(1) {
+    steps_[kLevels] = 1;
+}
+
+uint32_t Tlsf::class_of(uint32_t granules) noexcept {
+    const uint32_t shift = static_cast<uint32_t>(std::bit_width(granules | kSteps)) - kStepBits - 1;
+    return (shift << kStepBits) + (granules >> shift);
 }
 
 // The first block of a region must keep its descriptor, for it names the region: it is the lower one of a merge.
 uint32_t Tlsf::new_node() {
-    if (unused_ != kNone) {
-        const uint32_t node = unused_;
-        unused_ = nodes_[node].next;
-        nodes_[node] = Node{};
-        return node;
-    }
+    if (unused_ != kNone) return std::exchange(unused_, nodes_[unused_].next);
     regions_.reserve(std::max(regions_.capacity(), std::bit_ceil(nodes_.size() + 1)));
     nodes_.emplace_back();
     regions_.emplace_back();
@@ -33,30 +32,31 @@ void Tlsf::release_node(uint32_t node) noexcept {
     unused_ = node;
 }
 
-void Tlsf::link(uint32_t index) noexcept {
+// Without branches, here and in unlink: which blocks have neighbours in their list is as random as their sizes, and a
+// branch that is guessed wrongly costs more than all of this. What nobody has goes to the descriptor kNone.
+inline void Tlsf::link(uint32_t index) noexcept {
     Node& node = nodes_[index];
-    const Class at = class_of(node.size);
+    const uint32_t list = class_of(node.size);
     node.state = State::free;
+    node.list = static_cast<uint16_t>(list);
     node.previous = kNone;
-    node.next = heads_[at.list()];
-    if (node.next != kNone) nodes_[node.next].previous = index;
-    heads_[at.list()] = index;
-    levels_ |= 1u << at.level;
-    steps_[at.level] |= 1u << at.step;
+    node.next = heads_[list];
+    nodes_[node.next].previous = index;
+    heads_[list] = index;
+    levels_ |= 1u << (list >> kStepBits);
+    steps_[list >> kStepBits] |= 1u << (list % kSteps);
 }
 
-void Tlsf::unlink(uint32_t index) noexcept {
+inline void Tlsf::unlink(uint32_t index) noexcept {
     const Node& node = nodes_[index];
-    if (node.next != kNone) nodes_[node.next].previous = node.previous;
-    if (node.previous != kNone) {
-        nodes_[node.previous].next = node.next;
-        return;
-    }
-    const Class at = class_of(node.size);
-    heads_[at.list()] = node.next;
-    if (node.next != kNone) return;
-    steps_[at.level] &= ~(1u << at.step);
-    if (steps_[at.level] == 0) levels_ &= ~(1u << at.level);
+    const uint32_t list = node.list;
+    nodes_[node.next].previous = node.previous;
+    uint32_t* const from = node.previous != kNone ? &nodes_[node.previous].next : &heads_[list];
+    *from = node.next;
+    uint32_t& steps = steps_[list >> kStepBits];
+    const bool empty = (node.previous | node.next) == kNone;
+    steps &= ~(uint32_t{empty} << (list % kSteps));
+    levels_ &= ~(uint32_t{steps == 0} << (list >> kStepBits));
 }
 
 uint32_t Tlsf::add_region(uint64_t bytes, uint32_t number) {
@@ -65,6 +65,7 @@ uint32_t Tlsf::add_region(uint64_t bytes, uint32_t number) {
         throw Error("a region of " + std::to_string(bytes) + " bytes cannot be divided");
     }
     const uint32_t region = new_node();
+    nodes_[region] = Node{};
     nodes_[region].size = static_cast<uint32_t>(granules);
     nodes_[region].region = region;
     regions_[region] = {number, 0, false};
@@ -93,18 +94,16 @@ void Tlsf::set_closed(uint32_t region, bool closed) noexcept {
     }
 }
 
-uint32_t Tlsf::find(uint32_t granules, uint32_t probes) const noexcept {
-    const Class own = class_of(granules);
+inline uint32_t Tlsf::find(uint32_t granules, uint32_t probes) const noexcept {
+    const uint32_t own = class_of(granules), level = own >> kStepBits;
     // Blocks of the own class first: what a request of the same size gave back is there.
-    for (uint32_t at = heads_[own.list()]; at != kNone && probes > 0; at = nodes_[at].next, --probes) {
+    for (uint32_t at = heads_[own]; at != kNone && probes > 0; at = nodes_[at].next, --probes) {
         if (nodes_[at].size >= granules) return at;
     }
-    const uint32_t above = own.step + 1 < kSteps ? steps_[own.level] & (~0u << (own.step + 1)) : 0;
-    if (above) return heads_[own.level * kSteps + static_cast<uint32_t>(std::countr_zero(above))];
-    const uint32_t levels = own.level + 1 < kLevels ? levels_ & (~0u << (own.level + 1)) : 0;
-    if (!levels) return kNone;
-    const uint32_t level = static_cast<uint32_t>(std::countr_zero(levels));
-    return heads_[level * kSteps + static_cast<uint32_t>(std::countr_zero(steps_[level]))];
+    const uint32_t above = steps_[level] & (~1u << (own % kSteps));
+    const auto higher = static_cast<uint32_t>(std::countr_zero(levels_ & (~1u << level)));
+    const uint32_t steps = above ? above : steps_[higher];
+    return heads_[((above ? level : higher) << kStepBits) + static_cast<uint32_t>(std::countr_zero(steps))];
 }
 
 std::optional<Tlsf::Block> Tlsf::place(uint64_t bytes, uint32_t probes) {
@@ -123,7 +122,7 @@ std::optional<Tlsf::Block> Tlsf::place(uint64_t bytes, uint32_t probes) {
         right.before = index;
         right.after = node.after;
         right.region = node.region;
-        if (right.after != kNone) nodes_[right.after].before = rest;
+        nodes_[right.after].before = rest;
         node.after = rest;
         node.size = granules;
         link(rest);
@@ -136,12 +135,12 @@ std::optional<Tlsf::Block> Tlsf::place(uint64_t bytes, uint32_t probes) {
     return Block{index, region.number, node.offset * granule_, fresh};
 }
 
-void Tlsf::absorb_next(uint32_t index) noexcept {
+inline void Tlsf::absorb_next(uint32_t index) noexcept {
     Node& node = nodes_[index];
     const uint32_t gone = node.after;
     node.size += nodes_[gone].size;
     node.after = nodes_[gone].after;
-    if (node.after != kNone) nodes_[node.after].before = index;
+    nodes_[node.after].before = index;
     release_node(gone);
 }
 
@@ -149,12 +148,12 @@ void Tlsf::give(uint32_t index) noexcept {
     free_ += nodes_[index].size;
     const bool closed = regions_[nodes_[index].region].closed;
     const uint32_t after = nodes_[index].after;
-    if (after != kNone && nodes_[after].state != State::taken) {
+    if (nodes_[after].state != State::taken) {
         if (!closed) unlink(after);
         absorb_next(index);
     }
     const uint32_t before = nodes_[index].before;
-    if (before != kNone && nodes_[before].state != State::taken) {
+    if (nodes_[before].state != State::taken) {
         if (!closed) unlink(before);
         absorb_next(before);
         index = before;
@@ -167,8 +166,9 @@ void Tlsf::give(uint32_t index) noexcept {
 }
 
 uint64_t Tlsf::largest() const noexcept {
-    if (!levels_) return 0;
-    const uint32_t level = static_cast<uint32_t>(std::bit_width(levels_)) - 1;
+    const uint32_t levels = levels_ & ~(1u << kLevels);
+    if (!levels) return 0;
+    const uint32_t level = static_cast<uint32_t>(std::bit_width(levels)) - 1;
     const uint32_t step = static_cast<uint32_t>(std::bit_width(steps_[level])) - 1;
     uint32_t most = 0;
     for (uint32_t at = heads_[level * kSteps + step]; at != kNone; at = nodes_[at].next) {

@@ -33,7 +33,7 @@ class Tlsf {
     static constexpr uint32_t kProbes = 4;
     static constexpr uint64_t kMostGranules = uint64_t{1} << 31;  // of a region
 
-    explicit Tlsf(uint64_t granule) : granule_(granule) { heads_.fill(kNone); }
+    explicit Tlsf(uint64_t granule);
 
     struct Block {
         uint32_t node = 0;    // what give wants
@@ -65,17 +65,20 @@ class Tlsf {
     RegionUse region_use(uint32_t region) const noexcept;
 
   private:
-    static constexpr uint32_t kNone = ~uint32_t{0};
-    static constexpr uint32_t kSteps = 32;   // second-level classes of a first-level one
-    static constexpr uint32_t kLevels = 28;  // sizes under 32, then under 64, 128, ..., 2^32
+    // A descriptor that is no block: it counts as taken, and what is written to it means nothing.
+    static constexpr uint32_t kNone = 0;
+    static constexpr uint32_t kStepBits = 5;
+    static constexpr uint32_t kSteps = 1u << kStepBits;  // second-level classes of a first-level one
+    static constexpr uint32_t kLevels = 28;              // sizes under 32, then under 64, 128, ..., 2^32
     enum class State : uint8_t { taken, free, free_in_closed };
 
     // A block, or an unused descriptor. The first block of a region keeps the region's descriptor for good.
-    struct Node {
+    struct alignas(32) Node {
         uint32_t offset = 0, size = 0;            // granules
         uint32_t before = kNone, after = kNone;   // neighbours in the region
         uint32_t previous = kNone, next = kNone;  // in the list of the class
         uint32_t region = kNone;                  // the first block of its region
+        uint16_t list = 0;                        // its class, where it is free
         State state = State::taken;
     };
     struct Region {
@@ -83,12 +86,9 @@ class Tlsf {
         uint32_t fresh_from = 0;  // granules from here on were never taken
         bool closed = false;
     };
-    struct Class {
-        uint32_t level, step;
-        uint32_t list() const noexcept { return level * kSteps + step; }
-    };
 
-    static Class class_of(uint32_t granules) noexcept;
+    // level x kSteps + step
+    static uint32_t class_of(uint32_t granules) noexcept;
     std::optional<Block> place(uint64_t bytes, uint32_t probes);
     uint32_t find(uint32_t granules, uint32_t probes) const noexcept;
     uint32_t new_node();
@@ -100,9 +100,10 @@ class Tlsf {
 
     const uint64_t granule_;
     uint64_t free_ = 0;  // granules
-    uint32_t levels_ = 0;
-    std::array<uint32_t, kLevels> steps_{};
-    std::array<uint32_t, kLevels * kSteps> heads_;
+    // Above the last level one that always has a class, whose list is empty: a search ends there.
+    uint32_t levels_ = 1u << kLevels;
+    std::array<uint32_t, kLevels + 1> steps_{};
+    std::array<uint32_t, kLevels * kSteps + 1> heads_{};
     std::vector<Node> nodes_;
     std::vector<Region> regions_;  // by the region's node
     uint32_t unused_ = kNone;      // descriptors, linked by next
