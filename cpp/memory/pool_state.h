@@ -10,6 +10,7 @@
 #include "memory/heap_set.h"
 #include "memory/owners.h"
 #include "memory/pool.h"
+#include "memory/short_mutex.h"
 
 namespace metallic {
 
@@ -44,7 +45,7 @@ class PoolState : public std::enable_shared_from_this<PoolState> {
     bool try_allocate(const HeapSet::Request& request, Allocation& allocation);
     UseOverTime& use(Tag tag) noexcept { return uses_[static_cast<size_t>(tag)]; }
 
-    mutable std::mutex mutex_;
+    mutable ShortMutex mutex_;
     HeapSet heaps_;
     Owners owners_;
     std::array<UseOverTime, kTags> uses_;

@@ -1,0 +1,37 @@
+#include "memory/short_mutex.h"
+
+#include <chrono>
+#include <thread>
+
+namespace metallic {
+namespace {
+
+constexpr int kLooks = 64;   // at a section that another core is just leaving
+constexpr int kYields = 16;  // to who was interrupted in its section
+constexpr std::chrono::microseconds kSleep{50};
+
+inline void relax() noexcept {
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ __volatile__("yield");
+#endif
+}
+
+}  // namespace
+
+void ShortMutex::wait() {
+    const std::lock_guard first(queue_);
+    for (int round = 0; taken_.load(std::memory_order_relaxed) || !try_lock(); ++round) {
+        if (round < kLooks) {
+            relax();
+        } else if (round < kLooks + kYields) {
+            std::this_thread::yield();
+        } else {
+            round = kLooks;  // yields between sleeps: who sleeps is not always the last to look
+            std::this_thread::sleep_for(kSleep);
+        }
+    }
+}
+
+}  // namespace metallic
