@@ -46,9 +46,11 @@ void HeapSet::count(Slot& slot, const Request& request) noexcept {
 // Memory that was in use must be idle; the ledger of a debug build knows.
 void HeapSet::enter(const Request& request, const Tlsf::Block& block, Place& place) {
     Slot& slot = slots_[block.region];
-    place = {block.region, block.node,
-             slot.id,      {slot.heap.get(), block.offset, request.bytes},
-             block.fresh,  block.fresh && slot.zero};
+    place.heap = block.region;
+    place.node = block.node;
+    place.id = slot.id;
+    place.view = {slot.heap.get(), block.offset, request.bytes};
+    place.zero = block.fresh && slot.zero;
     if (!block.fresh) {
         try {
             backend_.check_idle(place.view, request.owner);
@@ -77,7 +79,7 @@ bool HeapSet::grow(const Request& request, Place& place) {
 
 void HeapSet::enter_whole(const Request& request, uint32_t index, Place& place) {
     Slot& slot = slots_[index];
-    place = {index, 0, slot.id, {slot.heap.get(), 0, request.bytes}, !slot.touched, !slot.touched && slot.zero};
+    place = {index, 0, slot.id, {slot.heap.get(), 0, request.bytes}, !slot.touched && slot.zero};
     if (slot.touched) backend_.check_idle(place.view, request.owner);
     slot.touched = true;
     count(slot, request);

@@ -9,6 +9,7 @@
 
 #include "backend/backend.h"
 #include "memory/budget.h"
+#include "memory/place.h"
 #include "memory/statistics.h"
 #include "memory/tlsf.h"
 
@@ -22,13 +23,6 @@ class HeapSet {
     HeapSet(const HeapSet&) = delete;
     HeapSet& operator=(const HeapSet&) = delete;
 
-    struct Place {
-        uint32_t heap = 0, node = 0;
-        uint64_t id = 0;
-        BufferView view;
-        bool fresh = false;  // nobody had these bytes before
-        bool zero = false;   // they are zero
-    };
     struct Request {
         uint64_t bytes;  // whole alignments
         Tag tag;

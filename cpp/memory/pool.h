@@ -5,11 +5,13 @@
 #include <memory>
 #include <span>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "backend/allocator.h"
 #include "backend/backend.h"
 #include "memory/budget.h"
+#include "memory/place.h"
 #include "memory/statistics.h"
 
 namespace metallic {
@@ -22,39 +24,48 @@ class PoolState;
 class Allocation {
   public:
     Allocation() = default;
-    Allocation(Allocation&& other) noexcept { *this = std::move(other); }
-    Allocation& operator=(Allocation&& other) noexcept;
+    Allocation(Allocation&& other) noexcept { take(other); }
+    Allocation& operator=(Allocation&& other) noexcept {
+        if (this == &other) return *this;
+        reset();
+        take(other);
+        return *this;
+    }
     ~Allocation() { reset(); }
 
-    void reset() noexcept;
+    void reset() noexcept {
+        if (pool_) release();
+    }
     explicit operator bool() const noexcept { return pool_ != nullptr; }
-    BufferView view() const noexcept { return view_; }
+    BufferView view() const noexcept { return place_.view; }
     DType dtype() const noexcept { return dtype_; }
     uint64_t elements() const noexcept { return elements_; }
     Tag tag() const noexcept { return tag_; }
     // Of HeapUse; 0 where nothing is allocated.
-    uint64_t heap_id() const noexcept { return heap_id_; }
+    uint64_t heap_id() const noexcept { return place_.id; }
     // Whether all bytes were zero when it was handed out.
-    bool zeroed() const noexcept { return zeroed_; }
+    bool zeroed() const noexcept { return place_.zero; }
 
   private:
     friend class Pool;
     friend class PoolState;
+    void release() noexcept;
+    void take(Allocation& other) noexcept;
+
     PoolState* pool_ = nullptr;
-    BufferView view_;
+    Place place_;
     uint64_t reserved_ = 0;  // bytes taken from the heap
     uint64_t elements_ = 0;
-    uint64_t heap_id_ = 0;
-    uint32_t heap_ = 0, node_ = 0, owner_ = 0;
+    uint32_t owner_ = 0;
     DType dtype_ = DType::F32;
     Tag tag_ = Tag::activations;
-    bool zeroed_ = false;
 };
 
 struct PoolOptions {
     // How long an empty heap is kept, so that a run after a run allocates nothing. 0: not at all.
     uint64_t grace_ns = 1'000'000'000;
-    // Monotonic nanoseconds. None: the system's clock, coarse where it has such a one (Linux: 1 to 10 ms).
+    // Monotonic nanoseconds, asked for by any thread. None: the system's clock, coarse where it has such a one (Linux:
+    // 1 to 10 ms).
     std::function<uint64_t()> clock;
     // Told what is left when the pool is destroyed before its allocations. None: see take_leak_reports.
     std::function<void(std::span<const OwnerUse>)> on_leak;

@@ -43,24 +43,18 @@ uint64_t PoolState::now() const noexcept {
 }
 
 bool PoolState::try_allocate(const HeapSet::Request& request, Allocation& allocation) {
+    const uint64_t time = now();  // before the lock, which waits for everything
     const std::lock_guard lock(mutex_);
-    const uint64_t time = now();
     heaps_.expire(time);
     const uint32_t owner = owners_.find_or_add(request.owner);
-    HeapSet::Place place;
-    if (!heaps_.take(request, place)) return false;
+    if (!heaps_.take(request, allocation.place_)) return false;
     owners_.count(owner, request.bytes);
     use(request.tag).add(request.bytes, time);
     ++live_;
     allocation.pool_ = this;
-    allocation.view_ = place.view;
     allocation.reserved_ = request.bytes;
-    allocation.heap_id_ = place.id;
-    allocation.heap_ = place.heap;
-    allocation.node_ = place.node;
     allocation.owner_ = owner;
     allocation.tag_ = request.tag;
-    allocation.zeroed_ = place.zero;
     return true;
 }
 
@@ -75,20 +69,20 @@ Allocation PoolState::allocate(uint64_t bytes, Tag tag, std::string_view owner, 
         throw OutOfMemory("the memory budget of " + std::to_string(budget->limit()) + " bytes is used up", reserved,
                           budget->available(), std::string(owner));
     }
-    allocation.view_.bytes = bytes;
+    allocation.place_.view.bytes = bytes;
     allocation.elements_ = bytes;
-    if (contents == Contents::zero && !allocation.zeroed_) {
-        backend->clear(allocation.view_);  // not under the lock: it may wait for the device
-        allocation.zeroed_ = true;
+    if (contents == Contents::zero && !allocation.place_.zero) {
+        backend->clear(allocation.place_.view);  // not under the lock: it may wait for the device
+        allocation.place_.zero = true;
     }
     return allocation;
 }
 
 void PoolState::release(Allocation& allocation) noexcept {
     std::shared_ptr<PoolState> last;  // outlives the lock
-    const std::lock_guard lock(mutex_);
     const uint64_t time = now();
-    heaps_.give(allocation.heap_, allocation.node_, allocation.reserved_, allocation.tag_, time);
+    const std::lock_guard lock(mutex_);
+    heaps_.give(allocation.place_.heap, allocation.place_.node, allocation.reserved_, allocation.tag_, time);
     heaps_.expire(time);
     owners_.uncount(allocation.owner_, allocation.reserved_);
     use(allocation.tag_).remove(allocation.reserved_, time);
