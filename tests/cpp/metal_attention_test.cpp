@@ -377,6 +377,11 @@ void check_schedule(const Batch& batch, const metal::AttentionShape& shape) {
     ASSERT_LE(pieces.few.size() + pieces.many.size(), metal::AttentionSchedule::most_tiles(tokens));
     ASSERT_LE(pieces.merges.size(), metal::AttentionSchedule::most_merges(tokens));
     ASSERT_LE(uint64_t{schedule.few.partials} + schedule.many.partials, shape.most_partials);
+    metal::AttentionShape unbounded = shape;
+    unbounded.most_partials = UINT64_MAX;
+    const metal::AttentionSchedule wanted(batch, unbounded);
+    ASSERT_LE(uint64_t{wanted.few.partials} + wanted.many.partials,
+              metal::AttentionSchedule::most_partials(shape, tokens));
     std::vector<uint64_t> covered(tokens, 0), parts(tokens, 0);
     std::vector<uint32_t> partial_row(schedule.few.partials + schedule.many.partials, ~0u);
     for (const bool few : {true, false}) {

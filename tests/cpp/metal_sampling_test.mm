@@ -251,6 +251,15 @@ TEST_F(MetalSampling, ManyRows) {
     EXPECT_EQ(std::memcmp(got.data(), wanted.data(), got.size() * sizeof(Candidate)), 0);
 }
 
+// The scratch takes 57 rows of 18 chunks where most candidates are wanted; with few of them it takes all.
+TEST_F(MetalSampling, RowsThatGoInSeveralSlabs) {
+    for (const uint32_t k : {kMostCandidates, 3u}) {
+        std::vector<Row> rows;
+        for (uint32_t i = 0; i < 60; ++i) rows.push_back(row(70000, i % 20 == 19 ? k : 1 + i % k));
+        expect_host_choice(rows);
+    }
+}
+
 TEST_F(MetalSampling, RefusesWhatItCannotServe) {
     Row good = row(100, 5);
     int refused = 0;

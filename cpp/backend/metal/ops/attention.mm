@@ -227,8 +227,7 @@ void Attention::place(Preparation& p) {
         shape_.many.shortest_pages = kShortestManyPages;
     }
     const uint64_t tiles = AttentionSchedule::most_tiles(p.inputs.max_tokens);
-    const uint64_t most_rows = std::max(shape_.few.rows, shape_.many.rows);
-    const uint64_t wanted = (uint64_t{p.inputs.max_tokens} + tiles * most_rows) * step_.heads * partial_bytes();
+    const uint64_t wanted = AttentionSchedule::most_partials(shape_, p.inputs.max_tokens) * partial_bytes();
     const uint64_t bytes = std::min(kMostPartialBytes, wanted);
     shape_.most_partials = bytes / partial_bytes();
     p.reserve_scratch(shape_.most_partials * partial_bytes());

@@ -44,6 +44,7 @@ struct AttentionSchedule {
     // No schedule of so many tokens has more.
     static uint64_t most_tiles(uint32_t tokens) noexcept;
     static uint64_t most_merges(uint32_t tokens) noexcept;
+    static uint64_t most_partials(const AttentionShape& shape, uint32_t tokens) noexcept;
 
     TileList few, many;
     uint32_t most_merge_rows = 0;  // of a tile that was cut

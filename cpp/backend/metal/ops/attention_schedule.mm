@@ -121,5 +121,14 @@ uint64_t AttentionSchedule::most_tiles(uint32_t tokens) noexcept {
 uint64_t AttentionSchedule::most_merges(uint32_t tokens) noexcept {
     return std::min<uint64_t>(tokens, 2 * kWantedGroups);
 }
+// Of each token, and of the rows of each cut: a kernel's segments are so long that its cuts times the threadgroups of
+// one are at most kWantedGroups.
+uint64_t AttentionSchedule::most_partials(const AttentionShape& shape, uint32_t tokens) noexcept {
+    const auto of_cuts = [tokens](const TileShape& kernel) {
+        return uint64_t{kWantedGroups / kernel.groups} * std::min(kernel.rows, tokens);
+    };
+    const uint64_t of_many = shape.few_tokens < UINT32_MAX ? of_cuts(shape.many) : 0;
+    return (tokens + of_cuts(shape.few) + of_many) * shape.heads;
+}
 
 }  // namespace metallic::metal

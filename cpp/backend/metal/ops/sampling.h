@@ -34,7 +34,7 @@ class TopK {
     void encode_slab(Encoder& encoder, const Slab& slab) const;
 
     const uint32_t vocabulary_;
-    uint32_t slab_rows_ = 0;  // rows that are worked on at a time, which bounds the scratch
+    uint64_t scratch_bytes_ = 0;  // which bounds the rows that are worked on at a time
     id<MTLComputePipelineState> edit_ = nil;
     Rounds top_, best_;
     const Binding* scratch_ = nullptr;

@@ -12,7 +12,8 @@ namespace {
 
 static_assert(kMostCandidates == kSelectThreads && sizeof(Candidate) == sizeof(CandidateParams));
 
-constexpr uint64_t kScratchBytes = uint64_t{16} << 20;  // unless one row needs more
+// Rows that go through the rounds together have so many chunks, which is enough to fill the largest GPU.
+constexpr uint32_t kWantedChunks = 1024;
 constexpr uint64_t kPairBytes = 8;
 constexpr uint32_t kMostVocabulary = 1u << 26;
 constexpr uint64_t kWordBytes = sizeof(uint32_t);
@@ -22,12 +23,20 @@ constexpr uint32_t chunks_of(uint32_t count) noexcept {
     return ceil_div(count, kSelectChunk);
 }
 
-// What the first round leaves of a row, and what the second one does: later rounds leave less.
+// What the first round leaves of a row in memory, and what the second one does: later rounds leave less, the last one
+// nothing.
+constexpr uint64_t left_bytes(uint32_t count, uint32_t most) noexcept {
+    const uint32_t chunks = chunks_of(count);
+    return chunks == 1 ? 0 : uint64_t{chunks} * most * kPairBytes;
+}
 constexpr uint64_t first_bytes(uint32_t vocabulary, uint32_t most) noexcept {
-    return uint64_t{chunks_of(vocabulary)} * most * kPairBytes;
+    return left_bytes(vocabulary, most);
 }
 constexpr uint64_t second_bytes(uint32_t vocabulary, uint32_t most) noexcept {
-    return uint64_t{chunks_of(chunks_of(vocabulary) * most)} * most * kPairBytes;
+    return left_bytes(chunks_of(vocabulary) * most, most);
+}
+constexpr uint64_t row_bytes(uint32_t vocabulary, uint32_t most) noexcept {
+    return first_bytes(vocabulary, most) + second_bytes(vocabulary, most);
 }
 
 LogitEditParams edit_params(uint32_t row, const LogitEdit& edit) noexcept {
@@ -69,9 +78,9 @@ struct TopK::Slab {
 
 TopK::TopK(uint32_t vocabulary, uint32_t max_rows, Preparation& p) : vocabulary_(vocabulary) {
     p.check(vocabulary >= 1 && vocabulary <= kMostVocabulary, "a vocabulary of an impossible size");
-    const uint64_t row_bytes = first_bytes(vocabulary, kMostCandidates) + second_bytes(vocabulary, kMostCandidates);
-    slab_rows_ = static_cast<uint32_t>(std::clamp<uint64_t>(kScratchBytes / row_bytes, 1, std::max(max_rows, 1u)));
-    p.reserve_scratch(row_bytes * slab_rows_);
+    const uint32_t rows = std::clamp(ceil_div(kWantedChunks, chunks_of(vocabulary)), 1u, std::max(max_rows, 1u));
+    scratch_bytes_ = rows * row_bytes(vocabulary, kMostCandidates);
+    p.reserve_scratch(scratch_bytes_);
     scratch_ = &p.scratch();
     edit_ = p.pipeline("sampling", "edit_logits");
     top_ = rounds("select_top", p);
@@ -142,9 +151,12 @@ void TopK::encode(Encoder& encoder, BatchMemory& memory, const Binding& logits, 
         mask_word += static_cast<uint32_t>(selection.mask.size());
     }
     const uint32_t most = candidate_stride(selections), rows = static_cast<uint32_t>(selections.size());
-    for (uint32_t first = 0; first < rows; first += slab_rows_) {
+    // The fewer candidates, the more rows at a time.
+    const uint64_t each = row_bytes(vocabulary_, most);
+    const uint32_t together = each ? static_cast<uint32_t>(std::min<uint64_t>(scratch_bytes_ / each, rows)) : rows;
+    for (uint32_t first = 0; first < rows; first += together) {
         Slab slab;
-        slab.rows = std::min(slab_rows_, rows - first);
+        slab.rows = std::min(together, rows - first);
         slab.most = most;
         slab.logits = logits.at(uint64_t{first} * vocabulary_ * sizeof(float));
         slab.masks = masks;
