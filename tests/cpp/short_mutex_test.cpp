@@ -26,6 +26,7 @@ TEST(ShortMutex, OneThreadAtATime) {
     ShortMutex mutex;
     uint64_t count = 0, doubled = 0, torn = 0;
     std::vector<std::thread> threads;
+    threads.reserve(kThreads);
     for (int t = 0; t < kThreads; ++t) {
         threads.emplace_back([&] {
             for (int i = 0; i < 20000; ++i) {
@@ -58,6 +59,7 @@ TEST(ShortMutex, EveryThreadGetsItsTurns) {
     std::atomic<int> behind{kThreads};
     uint64_t sections = 0;
     std::vector<std::thread> threads;
+    threads.reserve(kThreads);
     const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(60);
     for (int t = 0; t < kThreads; ++t) {
         threads.emplace_back([&] {
@@ -83,6 +85,7 @@ TEST(ShortMutex, WaitingForALongSectionTakesNoProcessorTime) {
     std::atomic<int> got{0};
     std::atomic<double> spent{0};
     std::vector<std::thread> threads;
+    threads.reserve(kThreads);
     threads.emplace_back([&] {
         const std::lock_guard lock(mutex);
         held = true;
