@@ -76,7 +76,8 @@ stressed = for run in "cpu --eviction save" "cpu --eviction recompute" "metal --
 STRESS_SECONDS := 60
 
 SYMBOLIZER = external_symbolizer_path=$(shell command -v llvm-symbolizer-19)
-sanitize fuzz: export ASAN_OPTIONS = $(SYMBOLIZER)
+# metalsim's checks know the real stack, not the sanitizer's.
+sanitize fuzz: export ASAN_OPTIONS = $(SYMBOLIZER):detect_stack_use_after_return=0
 sanitize fuzz: export LSAN_OPTIONS = suppressions=$(abspath tests/metalsim/lsan.supp)
 sanitize: export TSAN_OPTIONS = $(SYMBOLIZER):suppressions=$(abspath tests/metalsim/tsan.supp)
 

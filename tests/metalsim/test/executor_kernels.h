@@ -63,13 +63,13 @@ template <class T>
 [[gnu::always_inline]] inline T get(const T* at) {
     services().load[size_index<T>()](at);
     T value;
-    std::memcpy(&value, at, sizeof value);  // at any alignment
+    std::memcpy(&value, reinterpret_cast<const char*>(at), sizeof value);  // at any alignment
     return value;
 }
 template <class T>
 [[gnu::always_inline]] inline void put(T* at, T value) {
     services().store[size_index<T>()](at);
-    std::memcpy(at, &value, sizeof value);
+    std::memcpy(reinterpret_cast<char*>(at), &value, sizeof value);
 }
 inline void add_atomically(uint32_t* at, uint32_t value) {
     metalsim_check_atomic(at, sizeof *at);
