@@ -4,6 +4,7 @@
 #include <cstdlib>
 #include <utility>
 
+#include "core/signals.h"
 #include "executor/fault.h"
 
 namespace metalsim {
@@ -24,6 +25,7 @@ HostExecutor::HostExecutor(uint32_t workers) {
     install_fault_handler();
     const uint32_t count = worker_count(workers);
     helpers_.reserve(count - 1);
+    const metallic::SignalsBlocked blocked;
     for (uint32_t i = 1; i < count; ++i) helpers_.emplace_back([this] { help(); });
 }
 

@@ -2,6 +2,7 @@
 
 #include <thread>
 
+#include "core/signals.h"
 #include "runtime/commands.h"
 #include "runtime/objects.h"
 
@@ -182,6 +183,7 @@ void run_handlers(const std::shared_ptr<QueueCore>& core) {
 // With the queue's mutex held.
 void start_threads(const std::shared_ptr<QueueCore>& core) {
     if (std::exchange(core->started, true)) return;
+    const metallic::SignalsBlocked blocked;
     std::thread([core] { run_queue(core); }).detach();
     std::thread([core] { run_handlers(core); }).detach();
 }

@@ -10,6 +10,7 @@
 #include <string>
 #include <thread>
 
+#include "core/signals.h"
 #include "runtime/object.h"
 #include "runtime/state.h"
 
@@ -114,6 +115,7 @@ struct dispatch_queue_s : DispatchObject {
     std::shared_ptr<Work> work = std::make_shared<Work>();
 
     dispatch_queue_s() {
+        const metallic::SignalsBlocked blocked;
         std::thread([work = work] { run(*work); }).detach();
     }
     ~dispatch_queue_s() override {
