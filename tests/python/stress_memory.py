@@ -33,7 +33,6 @@ import stress_models
 from stress_models import Settings
 
 T = TypeVar("T")
-THREADS = 8
 STUCK_SECONDS = 120
 
 
@@ -95,7 +94,7 @@ class Stress:
         self.turns.exact = not settings.rounds
         self.turns.fail, self.turns.count = self.fail, self.count  # type: ignore[method-assign]
         self.deadline = time.monotonic() + settings.seconds
-        self.heard = [time.monotonic()] * (THREADS + 1)
+        self.heard = [time.monotonic()] * (settings.threads + 1)  # the main thread's is the last
 
     def tried(self, what: Callable[[], T]) -> T:
         """Again while the simulated device fails: before the stress begins nothing is told of that."""
@@ -214,10 +213,10 @@ class Stress:
                     armed = False
                     signal.setitimer(signal.ITIMER_REAL, 0)
                     lock.release()
-                self.heard[THREADS] = time.monotonic()
+                self.heard[-1] = time.monotonic()
         finally:
             signal.signal(signal.SIGALRM, previous)
-            self.heard[THREADS] = float("inf")
+            self.heard[-1] = float("inf")
 
     def use_in_handler(self, rng: random.Random) -> None:
         """What interrupts a call may look; it is refused where it would have to wait for what it interrupts."""
@@ -243,14 +242,16 @@ class Stress:
     # ---- the whole ----
 
     def run(self) -> Outcome:
-        threads = [threading.Thread(target=self.work, args=(number,), daemon=True) for number in range(THREADS)]
+        threads = [
+            threading.Thread(target=self.work, args=(number,), daemon=True) for number in range(self.settings.threads)
+        ]
         threads.append(threading.Thread(target=self.change_budget, daemon=True))
         threads.append(threading.Thread(target=self.watch, daemon=True))
         for thread in threads:
             thread.start()
         if threading.current_thread() is threading.main_thread() and self.settings.interrupts:
             self.interrupted_turns()
-        self.heard[THREADS] = float("inf")
+        self.heard[-1] = float("inf")
         for thread in threads:
             thread.join()
         if not self.outcome.wrong and not self.settings.faults:
@@ -346,6 +347,7 @@ def main() -> int:
     parser.add_argument(
         "--drawn", type=int, default=base.most_drawn, dest="most_drawn", help="most tokens of an answer"
     )
+    parser.add_argument("--threads", type=int, default=base.threads, help="conversations that go on at a time")
     parser.add_argument("--faults", type=int, default=base.faults, help="of each kind, on a simulated device")
     parser.add_argument("--models", type=int, default=1, help="so many at once, each with the next seed")
     args = vars(parser.parse_args())

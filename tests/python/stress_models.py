@@ -39,6 +39,8 @@ class Settings:
     """Of what the conversations want together, or the least that admits the longest of them."""
     sampled: bool = False
     """Half of the conversations are drawn with a temperature and a seed."""
+    threads: int = 8
+    """Conversations that go on at a time, beside the one of the main thread."""
     interrupts: bool = True
     """The main thread generates too, and is interrupted by signals."""
 
