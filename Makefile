@@ -69,7 +69,9 @@ sanitized = $(CMAKE) -S . -B build/$(1) -G Ninja -DMETALLIC_TESTS=ON -DMETALLIC_
 
 # $(call stressed,KIND,RUNTIME,SECONDS): conversations under memory pressure on both backends, in such a build. Python is
 # not built with the runtime, which has to be there first; and it leaks.
-stressed = for run in "cpu --eviction save" "cpu --eviction recompute" "metal --conversations 32 --longest 70 --drawn 4 --faults 6"; do \
+STRESSES := "cpu --eviction save" "cpu --eviction recompute" \
+	"metal --conversations 32 --context 128 --longest 70 --drawn 4 --faults 6"
+stressed = for run in $(STRESSES); do \
 	    LD_PRELOAD=$$(clang-19 -print-file-name=libclang_rt.$(2)-$$(uname -m).so) ASAN_OPTIONS=$$ASAN_OPTIONS:detect_leaks=0 \
 	    PYTHONPATH=build/$(1)/site $(PYTHON) tests/python/stress_memory.py --seconds $(3) --device $$run; \
 	done
