@@ -3,20 +3,14 @@
 #include <chrono>
 #include <thread>
 
+#include "core/relax.h"
+
 namespace metallic {
 namespace {
 
 constexpr int kLooks = 64;   // at a section that another core is just leaving
 constexpr int kYields = 16;  // to who was interrupted in its section
 constexpr std::chrono::microseconds kSleep{50};
-
-inline void relax() noexcept {
-#if defined(__x86_64__) || defined(__i386__)
-    __builtin_ia32_pause();
-#elif defined(__aarch64__)
-    __asm__ __volatile__("yield");
-#endif
-}
 
 }  // namespace
 

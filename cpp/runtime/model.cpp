@@ -73,8 +73,7 @@ Model::Model(std::shared_ptr<const ModelFile> file, std::shared_ptr<Backend> bac
       placed_(plan(file_, backend, program, options_)),
       backend_(placed_.placement.on(kDevice) ? std::move(backend) : placed_.host),
       program_(placed_.program),
-      pool_(backend_, options.memory_budget),
-      max_outputs_(max_outputs(program_, options_.batch_tokens)) {
+      pool_(backend_, options.memory_budget) {
     std::vector<StagedPlan::Device> devices(2);
     const uint32_t first = placed_.placement.on(kDevice) ? kDevice : kHost;
     devices[first] = {backend_, &pool_};
@@ -97,7 +96,7 @@ Model::Model(std::shared_ptr<const ModelFile> file, std::shared_ptr<Backend> bac
     admission_ = std::make_unique<Admission>(*cache_, log_);
     runner_ = std::make_unique<ForwardRunner>(
         *plan_, *cache_, *admission_, log_,
-        ForwardRunner::Limits{options_.context_length, options_.batch_tokens, max_outputs_, vocabulary()});
+        ForwardRunner::Limits{options_.context_length, options_.batch_tokens, compiled.max_outputs, vocabulary()});
     if (!options_.policy) options_.policy = std::make_shared<WatermarkPolicy>();
     residency_ = std::make_unique<ResidencyManager>(
         [this] { balance(); }, [this](const char* why) { log_.record(MemoryAction::fail, 0, "residency", why); },
@@ -123,7 +122,8 @@ Model::Placed Model::plan(const std::shared_ptr<const ModelFile>& file, const st
     limits.memory_budget = options.memory_budget;
     limits.context = options.placement_context ? options.placement_context : options.context_length;
     limits.batch_tokens = options.batch_tokens;
-    limits.activations = activation_bytes(plan_program(program), options.batch_tokens);
+    const Program planned = plan_program(program);
+    limits.activations = layout_arena(planned, options.batch_tokens, max_outputs(planned, options.batch_tokens)).bytes;
     limits.kv = kv;
     limits.trial = [&](const Program& assigned, const Placement& placement) {
         return try_out(file, {backend, placement.on(kHost) ? host() : nullptr}, plan_program(assigned), placement,
@@ -152,10 +152,6 @@ Model::Prediction Model::predict(const std::shared_ptr<const ModelFile>& file, c
         result.refused.emplace(error);
     }
     return result;
-}
-
-uint64_t Model::activation_bytes(const Program& planned, uint32_t batch_tokens) {
-    return layout_arena(planned, batch_tokens, max_outputs(planned, batch_tokens)).bytes;
 }
 
 // ---- sequences ------------------------------------------------------------------------------------------------------

@@ -149,8 +149,6 @@ class Model : public std::enable_shared_from_this<Model> {
     // Bytes that keys and values of one token take in all groups, without regard to windows.
     uint64_t kv_bytes_per_token() const noexcept { return cache_->bytes_per_token(); }
     uint64_t arena_bytes() const noexcept { return plan_->arena_bytes(); }
-    // The activations that a model of this planned program takes with submissions of at most `batch_tokens`.
-    static uint64_t activation_bytes(const Program& planned, uint32_t batch_tokens);
 
   private:
     struct Placed {
@@ -181,7 +179,6 @@ class Model : public std::enable_shared_from_this<Model> {
     MemoryLog log_;
     Pool pool_;
     std::unique_ptr<Pool> host_pool_;  // null unless both compute
-    uint32_t max_outputs_ = 0;
     std::unique_ptr<StagedPlan> plan_;
     std::unique_ptr<KvCache> cache_;
     std::unique_ptr<Admission> admission_;

@@ -6,21 +6,10 @@
 
 #include "backend/cpu/host_facts.h"
 #include "core/error.h"
+#include "core/relax.h"
 #include "core/signals.h"
 
 namespace metallic::cpu {
-namespace {
-
-inline void relax() noexcept {
-#if defined(__x86_64__) || defined(__i386__)
-    __builtin_ia32_pause();
-#elif defined(__aarch64__)
-    __asm__ __volatile__("yield");
-#endif
-}
-
-}  // namespace
-
 ThreadPool::ThreadPool(uint32_t threads) : threads_(threads ? threads : 1), oversubscribed_(threads_ > usable_cores()) {
     workers_.reserve(threads_ - 1);
     const SignalsBlocked blocked;
