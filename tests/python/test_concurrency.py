@@ -139,18 +139,25 @@ def test_a_signal_that_the_application_waits_for_reaches_it(long_model: Path) ->
         import os, signal, sys, threading
         os.environ["OPENBLAS_NUM_THREADS"] = "1"  # numpy's threads block none
         import metallic_native as mn
+        from metallic_native.observe import MemoryTimeline
+        from metallic_native.text.tokenizer import Tokenizer
+        hold, prepare = threading.Event(), Tokenizer.prepare
+        Tokenizer.prepare = lambda self: (prepare(self), hold.wait())  # so that its thread is there to take the signal
         model = mn.load(sys.argv[1], threads=2)
+        timeline = MemoryTimeline(model, period=0.01)
+        timeline.start()
         model.logits([1, 2])
-        for thread in threading.enumerate():
-            if thread is not threading.current_thread():
-                thread.join()
+        print(sorted(thread.name for thread in threading.enumerate()))
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
         os.kill(os.getpid(), signal.SIGUSR1)
         print(signal.sigwait([signal.SIGUSR1]) == signal.SIGUSR1)
+        hold.set()
+        timeline.stop()
         """,
         long_model,
     )
-    assert done.stdout == "True\n", (done.returncode, done.stderr)
+    threads = ["MainThread", "memory-timeline", "tokenizer-prepare"]
+    assert done.stdout.splitlines() == [str(threads), "True"], (done.returncode, done.stderr)
 
 
 def test_closing_during_passes_of_other_threads(long_model: Path, many: Callable[[int], int]) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import _native
 from ..errors import Error, RequestError
+from ..threads import start_thread
 
 if TYPE_CHECKING:
     from ..engine import MemoryEvent, Model
@@ -81,8 +82,7 @@ class MemoryTimeline:
             raise RequestError("a timeline can be started once")
         self.sample()
         if self.period is not None:
-            self._thread = threading.Thread(target=self._run, name="memory-timeline", daemon=True)
-            self._thread.start()
+            self._thread = start_thread(self._run, "memory-timeline")
 
     def sample(self) -> None:
         """Take a sample now, such as after each token; most of them are passed over once many were kept."""

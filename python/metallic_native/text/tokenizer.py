@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..errors import ModelFormatError, RequestError, UnsupportedModelError
+from ..threads import start_thread
 from . import byte_level, sentencepiece
 from .metadata import Metadata, floats, get_bool, get_sequence, get_string
 from .pretokenizers import PRE_TOKENIZERS, PreTokenizer
@@ -153,9 +154,7 @@ class Tokenizer:
             except Exception as error:  # the caller meets the same error when it encodes
                 _log.debug("the tokenizer could not be built: %s", error)
 
-        thread = threading.Thread(target=build, name="tokenizer-prepare", daemon=True)
-        thread.start()
-        return thread
+        return start_thread(build, "tokenizer-prepare")
 
     def _built_vocabulary(self) -> Vocabulary:
         vocabulary = self._vocabulary
