@@ -60,6 +60,7 @@ class MetalFaults : public ::testing::Test {
 
 TEST_F(MetalFaults, ARefusedHeapIsOutOfMemory) {
     const auto backend = create_backend({"metal", 0});
+    std::vector<std::shared_ptr<Heap>> held;  // none waits for its work to go
     for (const FaultKind kind : {FaultKind::heap_allocation, FaultKind::buffer_allocation}) {
         for (const Storage storage : {Storage::shared, Storage::exclusive}) {
             metalsim::inject({kind});
@@ -71,7 +72,7 @@ TEST_F(MetalFaults, ARefusedHeapIsOutOfMemory) {
                 EXPECT_EQ(error.owner, "kv/group.0");
                 EXPECT_LE(error.available, backend->device().memory_bytes);
             }
-            EXPECT_NO_THROW(backend->create_heap(5000, storage, "kv/group.0"));
+            EXPECT_NO_THROW(held.push_back(backend->create_heap(5000, storage, "kv/group.0")));
         }
     }
 }
@@ -87,6 +88,47 @@ TEST_F(MetalFaults, HeapsStayWithinTheWorkingSet) {
         const auto half = backend->create_heap(uint64_t{6} << 20, Storage::shared, "half");
         EXPECT_THROW(backend->create_heap(uint64_t{6} << 20, Storage::shared, "other half"), OutOfMemory);
     }
+}
+
+// The device waits 120 ms before it says that work has ended.
+TEST_F(MetalFaults, AHeapWaitsForTheWorkThatMayUseAnother) {
+    metalsim::DeviceModel device;
+    device.memory_bytes = uint64_t{10} << 20;
+    metalsim::set_device(device);
+    const auto backend = create_backend({"metal", 0});
+    const uint64_t bytes = uint64_t{6} << 20;
+    const Fault slow{FaultKind::slow_completion, 1, 1, 0, 120};
+    for (const Storage storage : {Storage::shared, Storage::exclusive}) {
+        metalsim::inject(slow);
+        backend->create_heap(bytes, Storage::exclusive, "filled with zeros when it goes");
+        EXPECT_NO_THROW(backend->create_heap(bytes, storage, "next"));
+    }
+}
+
+TEST_F(MetalFaults, AHeapThatADriverRefusesWaitsForTheWorkThatMayUseAnother) {
+    const auto backend = create_backend({"metal", 0});
+    const uint64_t before = metalsim::statistics().bytes_allocated;
+    metalsim::inject({FaultKind::slow_completion, 1, 1, 0, 120});
+    backend->create_heap(uint64_t{6} << 20, Storage::exclusive, "filled with zeros when it goes");
+    metalsim::inject({FaultKind::heap_allocation});
+    const auto next = backend->create_heap(5000, Storage::shared, "next");
+    EXPECT_LT(metalsim::statistics().bytes_allocated, before + (uint64_t{1} << 20));
+}
+
+TEST_F(MetalFaults, MemoryThatGoesWhileWorkRunsIsGoneOnceThatWasWaitedFor) {
+    Session session(model, options);
+    session.forward(spec.runs, spec.outputs);
+    const uint64_t before = metalsim::statistics().bytes_allocated;
+    auto heap = session.backend->create_heap(uint64_t{6} << 20, Storage::shared, "goes");
+    metalsim::inject({FaultKind::slow_completion, 1, 1, 0, 120});
+    Batch batch = session.prepare({{1, spec.runs[0].tokens}}, spec.outputs);
+    batch.interrupted = [&] {
+        heap.reset();
+        return false;
+    };
+    session.submit(batch);
+    EXPECT_FALSE(heap);
+    EXPECT_LE(metalsim::statistics().bytes_allocated, before);
 }
 
 TEST_F(MetalFaults, AMappingLongerThanABufferIsSeenThroughSeveral) {

@@ -11,17 +11,17 @@ namespace metallic::metal {
 MTLCommandBufferHandler Completion::make_handler(std::shared_ptr<State> state, std::shared_ptr<Progress> progress) {
     return Block_copy(^(id<MTLCommandBuffer> buffer) {
       const AutoreleasePool pool;
-      {
-          const std::lock_guard lock(state->mutex);
-          state->outcome.error = Ref<NSError*>::share([buffer error]);
-          state->outcome.gpu_seconds = [buffer GPUEndTime] - [buffer GPUStartTime];
-          state->outcome.end_ns = now_ns();
-          state->ended = state->watched;
-          state->changed.notify_all();
+      {  // first, so that who has waited for the buffer below finds it among those that have ended
+          const std::lock_guard lock(progress->mutex);
+          ++progress->ended;
+          progress->changed.notify_all();
       }
-      const std::lock_guard lock(progress->mutex);
-      ++progress->ended;
-      progress->changed.notify_all();
+      const std::lock_guard lock(state->mutex);
+      state->outcome.error = Ref<NSError*>::share([buffer error]);
+      state->outcome.gpu_seconds = [buffer GPUEndTime] - [buffer GPUStartTime];
+      state->outcome.end_ns = now_ns();
+      state->ended = state->watched;
+      state->changed.notify_all();
     });
 }
 

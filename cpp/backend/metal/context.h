@@ -9,6 +9,7 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -50,7 +51,8 @@ class Context : public std::enable_shared_from_this<Context> {
     // All that was committed has ended.
     void wait_idle();
 
-    // Bytes of the recommended working set that heaps take, mapped files apart. Throws OutOfMemory.
+    // Bytes of the recommended working set that heaps take, mapped files apart. Before it throws OutOfMemory it waits
+    // for what is retired.
     void reserve(uint64_t bytes, const std::string& owner);
     void unreserve(uint64_t bytes) noexcept { reserved_ -= bytes; }
     [[noreturn]] void refuse(const std::string& why, uint64_t bytes, uint64_t available,
@@ -67,6 +69,10 @@ class Context : public std::enable_shared_from_this<Context> {
         uint64_t after = 0;  // this many command buffers have ended
     };
     void retire(Retired what) noexcept;
+    // Those whose work has ended; whoever has waited for work calls it, since nobody else may come.
+    void release_retired() noexcept;
+    // Waits for the work of all. False: there were none.
+    bool release_all_retired();
 
     // One command buffer, encoded under the queue's lock; dropped with all that it holds unless it is committed.
     class Commands {
@@ -97,8 +103,8 @@ class Context : public std::enable_shared_from_this<Context> {
     };
 
   private:
-    void release_retired(bool all) noexcept;
-    void release(const Retired& retired) noexcept;
+    bool release_retired_until(uint64_t ended) noexcept;
+    void leave_residency(std::span<const Retired> gone) noexcept;
 
     const Ref<id<MTLDevice>> device_;
     const Ref<id<MTLCommandQueue>> queue_;

@@ -1,6 +1,7 @@
 #include "backend/metal/context.h"
 
 #include <algorithm>
+#include <limits>
 
 #include "backend/metal/device_facts.h"
 #include "backend/metal/errors.h"
@@ -43,7 +44,7 @@ Context::Context(Ref<id<MTLDevice>> device, const ShaderSources& sources)
 
 Context::~Context() {
     if (!forked()) wait_idle();
-    release_retired(true);
+    release_retired_until(std::numeric_limits<uint64_t>::max());
 }
 
 void Context::check_process(const char* doing) const {
@@ -86,15 +87,18 @@ void Context::reserve(uint64_t bytes, const std::string& owner) {
         refuse("the device's largest buffer is " + std::to_string(info.max_buffer_bytes) + " bytes", bytes,
                info.max_buffer_bytes, owner);
     }
-    uint64_t reserved = reserved_.load();
-    do {
+    for (uint64_t reserved = reserved_;;) {
         const uint64_t left = info.memory_bytes > reserved ? info.memory_bytes - reserved : 0;
-        if (bytes > left) {
+        if (bytes <= left) {
+            if (reserved_.compare_exchange_weak(reserved, reserved + bytes)) return;
+        } else if (release_all_retired()) {
+            reserved = reserved_;
+        } else {
             refuse(std::to_string(left) + " of the recommended working set of " + std::to_string(info.memory_bytes) +
                        " bytes are available",
                    bytes, left, owner);
         }
-    } while (!reserved_.compare_exchange_weak(reserved, reserved + bytes));
+    }
 }
 
 void Context::retire(Retired what) noexcept {
@@ -108,33 +112,58 @@ void Context::retire(Retired what) noexcept {
     } catch (const std::bad_alloc&) {
         // Then it is released at once, which is safe when nothing is in flight.
         wait_idle();
-        release(what);
+        leave_residency({&what, 1});
+        unreserve(what.bytes);
         return;
     }
-    release_retired(false);
+    release_retired();
 }
 
-void Context::release_retired(bool all) noexcept {
+void Context::release_retired() noexcept {
     uint64_t ended = 0;
     {
         const std::lock_guard lock(progress_->mutex);
         ended = progress_->ended;
     }
-    const std::lock_guard lock(retired_mutex_);
-    std::erase_if(retired_, [&](const Retired& one) {
-        if (!all && one.after > ended) return false;
-        release(one);
-        return true;
-    });
+    release_retired_until(ended);
 }
 
-void Context::release(const Retired& retired) noexcept {
-    const AutoreleasePool pool;
-    if (retired.heap) residency_.remove(retired.heap.get());
-    if (retired.mapped) {
-        for (const auto& buffer : retired.buffers) residency_.remove(buffer.get());
+bool Context::release_retired_until(uint64_t ended) noexcept {
+    const std::lock_guard lock(retired_mutex_);
+    const auto gone =
+        std::partition(retired_.begin(), retired_.end(), [&](const Retired& one) { return one.after > ended; });
+    if (gone == retired_.end()) return false;
+    leave_residency({gone, retired_.end()});
+    uint64_t bytes = 0;
+    for (auto one = gone; one != retired_.end(); ++one) bytes += one->bytes;
+    retired_.erase(gone, retired_.end());
+    unreserve(bytes);
+    return true;
+}
+
+bool Context::release_all_retired() {
+    if (forked()) return false;
+    uint64_t last = 0;
+    {
+        const std::lock_guard lock(retired_mutex_);
+        for (const Retired& one : retired_) last = std::max(last, one.after);
     }
-    unreserve(retired.bytes);
+    {
+        std::unique_lock lock(progress_->mutex);
+        progress_->changed.wait(lock, [&] { return progress_->ended >= last; });
+    }
+    return release_retired_until(last);
+}
+
+// The set keeps what was removed from it until its commit; a buffer must not outlive the mapping that it shows.
+void Context::leave_residency(std::span<const Retired> gone) noexcept {
+    const AutoreleasePool pool;
+    for (const Retired& one : gone) {
+        if (one.heap) residency_.remove(one.heap.get());
+        if (!one.mapped) continue;
+        for (const auto& buffer : one.buffers) residency_.remove(buffer.get());
+    }
+    residency_.commit();
 }
 
 Context::Commands::Commands(Context& context, NSString* label, Lifetimes lifetimes)
@@ -194,7 +223,7 @@ void Context::Commands::end() noexcept {
 
 uint64_t Context::Commands::commit(Completion& completion) {
     end();
-    context_.release_retired(false);
+    context_.release_retired();
     context_.residency_.commit();
     const uint64_t number = completion.watch(buffer_);
     {

@@ -85,8 +85,11 @@ void PlacementHeap::allocate() {
     [descriptor.get() setHazardTrackingMode:MTLHazardTrackingModeUntracked];
     [descriptor.get() setSize:round_up(needed.size, std::max<uint64_t>(needed.align, 1))];
     const uint64_t available = context_->available();
-    heap_ = Ref<id<MTLHeap>>::adopt([device newHeapWithDescriptor:descriptor.get()]);
-    if (heap_) buffer_ = Ref<id<MTLBuffer>>::adopt([heap_.get() newBufferWithLength:length options:options offset:0]);
+    do {
+        heap_ = Ref<id<MTLHeap>>::adopt([device newHeapWithDescriptor:descriptor.get()]);
+        if (!heap_) continue;
+        buffer_ = Ref<id<MTLBuffer>>::adopt([heap_.get() newBufferWithLength:length options:options offset:0]);
+    } while (!buffer_ && context_->release_all_retired());
     if (!buffer_) {
         context_->unreserve(reserved_);
         context_->refuse("the device refused it with " + std::to_string(available) + " bytes available", bytes_,

@@ -329,6 +329,7 @@ void MetalPlan::wait(uint32_t index, Ticket ticket) {
         }
     }
     slot.completion.wait(number);
+    memory_.context().release_retired();
     {
         const std::lock_guard lock(mutex_);
         if (slot.ticket == ticket) {

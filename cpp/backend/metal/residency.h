@@ -26,7 +26,8 @@ class Residency {
     void add(id<MTLBuffer> buffer);
     void remove(id<MTLBuffer> buffer);
 
-    // Before a command buffer is committed: what was added and removed takes effect.
+    // What was added and removed takes effect: before a command buffer is committed, and so that what was removed can
+    // go.
     void commit();
     void use_in(id<MTLComputeCommandEncoder> encoder) const;
 

@@ -100,6 +100,7 @@ void Transfers::begin() {
 
 void Transfers::finish() {
     for (Stage& stage : stages_) settle(stage);
+    context_->release_retired();
     if (failed_) std::rethrow_exception(std::exchange(failed_, nullptr));
 }
 
