@@ -10,8 +10,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import gguf
 import numpy as np
@@ -27,6 +28,7 @@ from hub_server import COMMIT, HubServer
 from metallic_native import _native
 from metallic_native.cli import main
 from metallic_native.cli.app import app
+from metallic_native.cli.generate import _Run
 from metallic_native.cli.model_facts import FILE_TYPES, peak_pages
 from metallic_native.cli.options import parse_size
 
@@ -354,26 +356,52 @@ def test_a_reader_that_leaves_ends_the_command_quietly(long_llama: str) -> None:
         assert process.wait(60) == 141
 
 
-@pytest.mark.parametrize("as_json", [False, True])
-def test_ctrl_c_keeps_what_was_generated(long_llama: str, as_json: bool) -> None:
-    arguments = [*COMMAND, "generate", "the", "-m", long_llama, "-n", "-1", "--ignore-eos"]
-    arguments += ["--json"] if as_json else []
+def interrupted(arguments: list[str], after_bytes: int = 0, after_seconds: float = 0) -> tuple[bytes, str]:
+    """What a command wrote that got a Ctrl-C once it had written so much and gone on for so long."""
     with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=PLAIN) as process:
         assert process.stdout is not None
-        first = b"" if as_json else process.stdout.read(20)
-        time.sleep(3 if as_json else 0)
+        first = process.stdout.read(after_bytes)
+        time.sleep(after_seconds)
         process.send_signal(signal.SIGINT)
         rest, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert b"Traceback" not in errors
-    if as_json:
-        values = json.loads(rest)
-        assert values["finish_reason"] == "interrupted"
-        assert values["stats"]["completion_tokens"] == len(values["token_ids"]) > 0
-    else:
-        assert len(first + rest) > 20
-        assert rest.endswith(b"\n")
-        assert b"(end: interrupted)" in errors
+    return first + rest, errors.decode()
+
+
+def test_ctrl_c_keeps_what_was_generated(long_llama: str) -> None:
+    arguments = [*COMMAND, "generate", "the", "-m", long_llama, "-n", "-1", "--ignore-eos"]
+    written, errors = interrupted(arguments, after_bytes=20)
+    assert len(written) > 20
+    assert written.endswith(b"\n")
+    assert "(end: interrupted)" in errors
+
+
+def test_ctrl_c_keeps_what_was_generated_also_as_json(long_llama: str) -> None:
+    arguments = [*COMMAND, "generate", "the", "-m", long_llama, "-n", "-1", "--ignore-eos", "--json"]
+    # Nothing tells when the first token is there.
+    for seconds in (1, 2, 4, 8, 16):
+        written, _ = interrupted(arguments, after_seconds=seconds)
+        values = json.loads(written) if written else None
+        if values is not None and values["token_ids"]:
+            break
+    assert values is not None
+    assert values["finish_reason"] == "interrupted"
+    assert values["stats"]["completion_tokens"] == len(values["token_ids"]) > 0
+
+
+def test_a_token_that_ctrl_c_took_away_is_not_counted() -> None:
+    run = _Run(cast("mn.Model", None), "the", mn.Sampling())
+
+    def stream() -> Iterator[mn.Chunk]:
+        for token in range(3):
+            run.stats.completion_tokens += 1
+            if token == 2:
+                raise KeyboardInterrupt
+            yield mn.Chunk("a", token)
+
+    assert run.consume(stream(), show=False, ends_line=True)
+    assert run.stats.completion_tokens == 2
 
 
 # --- inspect, devices, bench ------------------------------------------------------------------------------------

@@ -166,7 +166,8 @@ class _Run:
                     if show and chunk.text:
                         console.write(chunk.text)
                         ends_line = chunk.text.endswith("\n")
-        except KeyboardInterrupt:
+        except KeyboardInterrupt:  # at any moment: a token may have been counted that never came here
+            self.stats.completion_tokens = sum(chunk.token_id is not None for chunk in self.chunks)
             return True
         finally:
             if show and not ends_line:
