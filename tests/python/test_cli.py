@@ -356,11 +356,18 @@ def test_a_reader_that_leaves_ends_the_command_quietly(long_llama: str) -> None:
         assert process.wait(60) == 141
 
 
-def interrupted(arguments: list[str], after_bytes: int = 0, after_seconds: float = 0) -> tuple[bytes, str]:
-    """What a command wrote that got a Ctrl-C once it had written so much and gone on for so long."""
-    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=PLAIN) as process:
+def interrupted(model: str, *arguments: str, after_bytes: int = 0, after_seconds: float = 0) -> tuple[bytes, str]:
+    """What a generation wrote that got a Ctrl-C after so many bytes, and so many seconds after it opened the model."""
+    command = [*COMMAND, "generate", "the", "-m", model, "-n", "-1", "--ignore-eos", *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=PLAIN) as process:
         assert process.stdout is not None
         first = process.stdout.read(after_bytes)
+        mapped = Path(f"/proc/{process.pid}/maps")
+        if mapped.exists():
+            while model not in mapped.read_text():
+                time.sleep(0.02)
+        else:
+            time.sleep(3)
         time.sleep(after_seconds)
         process.send_signal(signal.SIGINT)
         rest, errors = process.communicate(timeout=60)
@@ -370,18 +377,15 @@ def interrupted(arguments: list[str], after_bytes: int = 0, after_seconds: float
 
 
 def test_ctrl_c_keeps_what_was_generated(long_llama: str) -> None:
-    arguments = [*COMMAND, "generate", "the", "-m", long_llama, "-n", "-1", "--ignore-eos"]
-    written, errors = interrupted(arguments, after_bytes=20)
+    written, errors = interrupted(long_llama, after_bytes=20)
     assert len(written) > 20
     assert written.endswith(b"\n")
     assert "(end: interrupted)" in errors
 
 
 def test_ctrl_c_keeps_what_was_generated_also_as_json(long_llama: str) -> None:
-    arguments = [*COMMAND, "generate", "the", "-m", long_llama, "-n", "-1", "--ignore-eos", "--json"]
-    # Nothing tells when the first token is there.
-    for seconds in (1, 2, 4, 8, 16):
-        written, _ = interrupted(arguments, after_seconds=seconds)
+    for seconds in (0, 1, 2, 4, 8, 16):  # nothing tells when the first token is there
+        written, _ = interrupted(long_llama, "--json", after_seconds=seconds)
         values = json.loads(written) if written else None
         if values is not None and values["token_ids"]:
             break
