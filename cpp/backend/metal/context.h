@@ -48,7 +48,7 @@ class Context : public std::enable_shared_from_this<Context> {
     void check_usable(const char* doing) const;
     // Nothing if the work succeeded; otherwise the error, remembered where it says that the device is lost.
     std::exception_ptr judge(const Outcome& outcome, const std::string& scope, uint64_t needed);
-    // All that was committed has ended.
+    // All that was committed has ended, and what waited for that has gone.
     void wait_idle();
 
     // Bytes of the recommended working set that heaps take, mapped files apart. Before it throws OutOfMemory it waits

@@ -70,6 +70,8 @@ void Context::wait_idle() {
     std::unique_lock lock(progress_->mutex);
     const uint64_t committed = progress_->committed;
     progress_->changed.wait(lock, [&] { return progress_->ended >= committed; });
+    lock.unlock();
+    release_retired();
 }
 
 uint64_t Context::available() const noexcept {

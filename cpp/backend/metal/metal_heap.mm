@@ -123,6 +123,7 @@ void PlacementHeap::settle() {
     if (fill_state_ == Fill::done) return;
     if (fill_state_ == Fill::wanted) begin_zero_fill();
     fill_->wait(fill_number_);
+    context_->release_retired();
     const std::exception_ptr failed = context_->judge(fill_->outcome(), "metal/zero fill of " + label_, bytes_);
     fill_state_ = failed ? Fill::wanted : Fill::done;
     if (failed) std::rethrow_exception(failed);

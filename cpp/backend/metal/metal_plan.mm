@@ -112,6 +112,7 @@ void MetalPlan::add_steps(Preparation& preparation) {
 
 void MetalPlan::finish(Slot& slot) {
     slot.completion.wait(slot.number);
+    memory_.context().release_retired();
     const Ticket ticket = slot.ticket;
     tickets_->close(ticket, collect(slot));
 }

@@ -1,0 +1,140 @@
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <thread>
+
+#include "core/error.h"
+#include "memory/pool.h"
+#include "metal_checks.h"
+#include "small_model.h"
+
+// How long memory lives on a device: what goes while work is under way, and what is given back after a failure. On a
+// simulated one, which says what it holds.
+#if __has_include("metalsim/control.h")
+
+namespace metallic::testing {
+namespace {
+
+using metalsim::Fault;
+using metalsim::FaultKind;
+
+constexpr uint64_t kMiB = uint64_t{1} << 20;
+
+// The end of the next command buffer is told late.
+Fault slow(uint32_t milliseconds = 120) {
+    return {FaultKind::slow_completion, 1, 1, 0, milliseconds};
+}
+
+uint64_t allocated() {
+    return metalsim::statistics().bytes_allocated;
+}
+
+// Rows of a table, looked up by a plan that has its memory from a pool.
+struct Lookup {
+    Lookup() {
+        table.finish(table.input(32));
+        weights = backend->wrap_host(table.bytes[0], nullptr, "table", HostMemory::any);
+        arena = backend->create_heap(65536, Storage::shared, "arena");
+        const BufferView views[] = {{weights.get(), 0, weights->bytes()}};
+        CompileInputs inputs;
+        inputs.program = &table.program;
+        inputs.weights = views;
+        inputs.arena_layout = layout_arena(table.program, 4, 4);
+        inputs.arena = {arena.get(), 0, arena->bytes()};
+        inputs.max_tokens = inputs.max_outputs = 4;
+        inputs.allocator = pool.allocator();
+        plan = backend->compile(inputs);
+    }
+    Ticket submit() { return backend->submit(*plan, {tokens, {&rows, 1}, {}, outputs, logits, {}, nullptr, {}}); }
+    void run() { backend->wait(submit()); }
+
+    const std::shared_ptr<Backend> backend = create_backend({"metal", 0});
+    Pool pool{backend, 0};
+    TestModel table;
+    std::shared_ptr<Heap> weights, arena;
+    std::unique_ptr<Plan> plan;
+    const int32_t tokens[3] = {49, 0, 7};
+    const metallic::Run rows{0, 3, 0, false};
+    const uint32_t outputs[3] = {0, 1, 2};
+    float logits[3 * 32] = {};
+};
+
+class MetalMemory : public ::testing::Test {
+  protected:
+    void SetUp() override {
+        metalsim::clear_faults();
+        metalsim::set_device({});
+        options.device = "metal";
+    }
+    void TearDown() override {
+        metalsim::clear_faults();
+        metalsim::set_device({});
+        for (const metalsim::Report& report : metalsim::take_reports()) ADD_FAILURE() << report.text();
+    }
+    static void use_device(uint64_t memory, bool residency_sets = true) {
+        metalsim::DeviceModel device;
+        device.memory_bytes = memory;
+        device.residency_sets = residency_sets;
+        device.macos_major = residency_sets ? 15 : 13;
+        metalsim::set_device(device);
+    }
+
+    const TestModel model = small_model();
+    Session::Options options;
+    const BatchSpec spec = one_run(12);
+};
+
+// ---- while work is under way --------------------------------------------------------------------------------------
+
+// Whoever waits for the work lets go of what waits for it: nobody else may come.
+TEST_F(MetalMemory, WhatGoesIsGoneAfterTransfersOfSharedMemory) {
+    const auto backend = create_backend({"metal", 0});
+    const std::vector<std::byte> data(1000, std::byte{3});
+    std::vector<std::byte> seen(data.size());
+    const auto kept = backend->create_heap(data.size(), Storage::shared, "kept");
+    const BufferView view{kept.get(), 0, data.size()};
+    const std::function<void()> transfers[] = {[&] { backend->upload(data, view); },
+                                               [&] { backend->download(view, seen); }, [&] { backend->clear(view); }};
+    const uint64_t before = allocated();
+    for (const auto& transfer : transfers) {
+        metalsim::inject(slow());
+        backend->create_heap(6 * kMiB, Storage::exclusive, "filled with zeros when it goes");
+        EXPECT_GE(allocated(), before + 6 * kMiB) << "the fill is under way";
+        transfer();
+        EXPECT_EQ(allocated(), before);
+    }
+}
+
+TEST_F(MetalMemory, WhatGoesIsGoneAfterAPlanThatHadWork) {
+    Lookup lookup;
+    lookup.run();  // makes what the plan keeps
+    auto heap = lookup.backend->create_heap(6 * kMiB, Storage::shared, "goes");
+    const uint64_t before = allocated();
+    metalsim::inject(slow());
+    lookup.submit();
+    heap.reset();
+    EXPECT_EQ(allocated(), before) << "the batch is under way";
+    lookup.plan.reset();
+    EXPECT_LE(allocated(), before - 6 * kMiB);
+}
+
+TEST_F(MetalMemory, WhatGoesIsGoneAfterTheFirstUseOfAHeap) {
+    const auto backend = create_backend({"metal", 0});
+    const std::vector<std::byte> none;
+    auto heap = backend->create_heap(6 * kMiB, Storage::shared, "goes");
+    const uint64_t before = allocated();
+    metalsim::inject(slow());
+    const auto filled = backend->create_heap(4096, Storage::exclusive, "filled with zeros");
+    heap.reset();
+    EXPECT_GE(allocated(), before) << "the fill is under way";
+    backend->upload(none, {filled.get(), 0, 0});  // waits for no more than the fill
+    EXPECT_LE(allocated(), before - 5 * kMiB);
+}
+
+}  // namespace
+}  // namespace metallic::testing
+
+#endif
