@@ -134,6 +134,31 @@ TEST_F(MetalMemory, WhatGoesIsGoneAfterTheFirstUseOfAHeap) {
     EXPECT_LE(allocated(), before - 5 * kMiB);
 }
 
+// A view of the mapping must not outlive it.
+TEST_F(MetalMemory, AMappingOutlivesItsBuffers) {
+    const auto backend = create_backend({"metal", 0});
+    for (const bool busy : {false, true}) {
+        const uint64_t before = metalsim::statistics().buffers_alive;
+        std::vector<uint64_t> buffers;
+        auto* const memory = static_cast<std::byte*>(std::aligned_alloc(65536, 65536));
+        std::shared_ptr<const void> owner(memory, [&](const void* p) {
+            buffers.push_back(metalsim::statistics().buffers_alive - before);
+            std::free(const_cast<void*>(p));
+        });
+        auto file = backend->wrap_host({memory, 65536}, std::move(owner), "model.gguf", HostMemory::mapping);
+        std::shared_ptr<Heap> filled;
+        if (busy) {
+            metalsim::inject(slow());
+            filled = backend->create_heap(4096, Storage::exclusive, "filled with zeros");
+        }
+        file.reset();
+        EXPECT_EQ(buffers.size(), busy ? 0u : 1u);
+        if (busy) backend->upload({}, {filled.get(), 0, 0});
+        ASSERT_EQ(buffers.size(), 1u);
+        EXPECT_EQ(buffers[0], busy ? 1u : 0u) << "unmapped before the buffer that shows it was released";
+    }
+}
+
 }  // namespace
 }  // namespace metallic::testing
 

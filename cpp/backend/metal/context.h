@@ -61,9 +61,9 @@ class Context : public std::enable_shared_from_this<Context> {
 
     // Releases these once the work that was committed so far has ended.
     struct Retired {
+        std::shared_ptr<const void> owner;  // of what buffers show, which goes after them
         Ref<id<MTLHeap>> heap;
         std::vector<Ref<id<MTLBuffer>>> buffers;
-        std::shared_ptr<const void> owner;
         bool mapped = false;
         uint64_t bytes = 0;  // reserved
         uint64_t after = 0;  // this many command buffers have ended
