@@ -159,6 +159,22 @@ TEST_F(MetalMemory, AMappingOutlivesItsBuffers) {
     }
 }
 
+// Two threads wait for the same memory; who comes second finds that it has gone already.
+TEST_F(MetalMemory, MemoryThatAnotherThreadReleasesIsSeen) {
+    use_device(10 * kMiB);
+    const auto backend = create_backend({"metal", 0});
+    const auto kept = backend->create_heap(4096, Storage::shared, "kept");
+    const std::vector<std::byte> data(4096);
+    for (int i = 0; i < 40; ++i) {
+        metalsim::inject(slow(10));
+        backend->create_heap(6 * kMiB, Storage::exclusive, "filled with zeros when it goes");
+        std::thread other([&] { backend->upload(data, {kept.get(), 0, data.size()}); });
+        EXPECT_NO_THROW(backend->create_heap(6 * kMiB, Storage::shared, "next"));
+        other.join();
+        metalsim::clear_faults();
+    }
+}
+
 }  // namespace
 }  // namespace metallic::testing
 

@@ -71,8 +71,10 @@ class Context : public std::enable_shared_from_this<Context> {
     void retire(Retired what) noexcept;
     // Those whose work has ended; whoever has waited for work calls it, since nobody else may come.
     void release_retired() noexcept;
-    // Waits for the work of all. False: there were none.
-    bool release_all_retired();
+    // How often that was done. Asked for before memory is, so that what another thread releases meanwhile counts.
+    uint64_t releases() const noexcept { return releases_; }
+    // Waits for the work of all. False: nothing has gone since there were `seen` releases.
+    bool release_all_retired(uint64_t seen);
 
     // One command buffer, encoded under the queue's lock; dropped with all that it holds unless it is committed.
     class Commands {
@@ -103,7 +105,7 @@ class Context : public std::enable_shared_from_this<Context> {
     };
 
   private:
-    bool release_retired_until(uint64_t ended) noexcept;
+    void release_retired_until(uint64_t ended) noexcept;
     void leave_residency(std::span<const Retired> gone) noexcept;
 
     const Ref<id<MTLDevice>> device_;
@@ -123,6 +125,7 @@ class Context : public std::enable_shared_from_this<Context> {
 
     std::mutex retired_mutex_;
     std::vector<Retired> retired_;
+    std::atomic<uint64_t> releases_{0};
 };
 
 }  // namespace metallic::metal

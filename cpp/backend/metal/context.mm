@@ -89,17 +89,17 @@ void Context::reserve(uint64_t bytes, const std::string& owner) {
         refuse("the device's largest buffer is " + std::to_string(info.max_buffer_bytes) + " bytes", bytes,
                info.max_buffer_bytes, owner);
     }
-    for (uint64_t reserved = reserved_;;) {
-        const uint64_t left = info.memory_bytes > reserved ? info.memory_bytes - reserved : 0;
-        if (bytes <= left) {
-            if (reserved_.compare_exchange_weak(reserved, reserved + bytes)) return;
-        } else if (release_all_retired()) {
-            reserved = reserved_;
-        } else {
-            refuse(std::to_string(left) + " of the recommended working set of " + std::to_string(info.memory_bytes) +
-                       " bytes are available",
-                   bytes, left, owner);
-        }
+    for (;;) {
+        const uint64_t seen = releases();
+        uint64_t reserved = reserved_, left = 0;
+        do {
+            left = info.memory_bytes > reserved ? info.memory_bytes - reserved : 0;
+        } while (bytes <= left && !reserved_.compare_exchange_weak(reserved, reserved + bytes));
+        if (bytes <= left) return;
+        if (release_all_retired(seen)) continue;
+        refuse(std::to_string(left) + " of the recommended working set of " + std::to_string(info.memory_bytes) +
+                   " bytes are available",
+               bytes, left, owner);
     }
 }
 
@@ -130,20 +130,20 @@ void Context::release_retired() noexcept {
     release_retired_until(ended);
 }
 
-bool Context::release_retired_until(uint64_t ended) noexcept {
+void Context::release_retired_until(uint64_t ended) noexcept {
     const std::lock_guard lock(retired_mutex_);
     const auto gone =
         std::partition(retired_.begin(), retired_.end(), [&](const Retired& one) { return one.after > ended; });
-    if (gone == retired_.end()) return false;
+    if (gone == retired_.end()) return;
     leave_residency({gone, retired_.end()});
     uint64_t bytes = 0;
     for (auto one = gone; one != retired_.end(); ++one) bytes += one->bytes;
     retired_.erase(gone, retired_.end());
     unreserve(bytes);
-    return true;
+    ++releases_;
 }
 
-bool Context::release_all_retired() {
+bool Context::release_all_retired(uint64_t seen) {
     if (forked()) return false;
     uint64_t last = 0;
     {
@@ -154,7 +154,8 @@ bool Context::release_all_retired() {
         std::unique_lock lock(progress_->mutex);
         progress_->changed.wait(lock, [&] { return progress_->ended >= last; });
     }
-    return release_retired_until(last);
+    release_retired_until(last);
+    return releases() != seen;
 }
 
 // The set keeps what was removed from it until its commit; a buffer must not outlive the mapping that it shows.

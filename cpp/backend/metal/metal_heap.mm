@@ -85,11 +85,13 @@ void PlacementHeap::allocate() {
     [descriptor.get() setHazardTrackingMode:MTLHazardTrackingModeUntracked];
     [descriptor.get() setSize:round_up(needed.size, std::max<uint64_t>(needed.align, 1))];
     const uint64_t available = context_->available();
+    uint64_t seen = 0;
     do {
+        seen = context_->releases();
         heap_ = Ref<id<MTLHeap>>::adopt([device newHeapWithDescriptor:descriptor.get()]);
         if (!heap_) continue;
         buffer_ = Ref<id<MTLBuffer>>::adopt([heap_.get() newBufferWithLength:length options:options offset:0]);
-    } while (!buffer_ && context_->release_all_retired());
+    } while (!buffer_ && context_->release_all_retired(seen));
     if (!buffer_) {
         context_->unreserve(reserved_);
         context_->refuse("the device refused it with " + std::to_string(available) + " bytes available", bytes_,
