@@ -175,6 +175,26 @@ TEST_F(MetalMemory, MemoryThatAnotherThreadReleasesIsSeen) {
     }
 }
 
+// What a submission writes to memory that the host sees too is copied when it is there.
+TEST_F(MetalMemory, CopiesOfSharedMemoryWaitForTheWorkThatWritesIt) {
+    Lookup lookup;
+    Backend& backend = *lookup.backend;
+    const uint64_t bytes = lookup.arena->bytes();
+    const auto target = backend.create_heap(bytes, Storage::exclusive, "target");
+    const BufferView from{lookup.arena.get(), 0, bytes}, to{target.get(), 0, bytes};
+    backend.clear(from);
+    backend.clear(to);
+    metalsim::inject(slow());
+    const auto filled = backend.create_heap(4096, Storage::exclusive, "filled with zeros");  // keeps the device busy
+    const Ticket ticket = lookup.submit();
+    backend.copy(from, to);
+    backend.wait(ticket);
+    std::vector<std::byte> seen(bytes);
+    backend.download(to, seen);
+    EXPECT_TRUE(std::any_of(seen.begin(), seen.end(), [](std::byte b) { return b != std::byte{0}; }));
+    EXPECT_EQ(std::memcmp(seen.data(), lookup.arena->host(), bytes), 0);
+}
+
 }  // namespace
 }  // namespace metallic::testing
 

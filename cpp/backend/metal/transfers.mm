@@ -195,6 +195,7 @@ void Transfers::copy(const BufferView& from, const BufferView& to) {
     if (target.storage() == Storage::mapped) throw Error("copy: the target is read-only");
     if (from.bytes == 0) return;
     if (source.host()) {
+        if (source.storage() != Storage::mapped) context_->wait_idle();  // submissions may write it
         upload({source.host() + from.offset, from.bytes}, to);
         return;
     }
