@@ -195,6 +195,18 @@ TEST_F(MetalMemory, CopiesOfSharedMemoryWaitForTheWorkThatWritesIt) {
     EXPECT_EQ(std::memcmp(seen.data(), lookup.arena->host(), bytes), 0);
 }
 
+// ---- after a refusal ----------------------------------------------------------------------------------------------
+
+// The heap is there and its buffer is refused: the next attempt must not need both.
+TEST_F(MetalMemory, AHeapWithoutABufferMakesRoomForTheNext) {
+    use_device(10 * kMiB);
+    const auto backend = create_backend({"metal", 0});
+    metalsim::inject(slow());
+    backend->create_heap(4096, Storage::exclusive, "filled with zeros when it goes");
+    metalsim::inject({FaultKind::buffer_allocation});
+    EXPECT_NO_THROW(backend->create_heap(6 * kMiB, Storage::shared, "next"));
+}
+
 }  // namespace
 }  // namespace metallic::testing
 

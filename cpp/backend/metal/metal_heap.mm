@@ -88,6 +88,7 @@ void PlacementHeap::allocate() {
     uint64_t seen = 0;
     do {
         seen = context_->releases();
+        heap_ = {};  // of an attempt whose buffer was refused
         heap_ = Ref<id<MTLHeap>>::adopt([device newHeapWithDescriptor:descriptor.get()]);
         if (!heap_) continue;
         buffer_ = Ref<id<MTLBuffer>>::adopt([heap_.get() newBufferWithLength:length options:options offset:0]);
