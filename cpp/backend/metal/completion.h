@@ -19,11 +19,12 @@ struct Outcome {
     uint64_t end_ns = 0;  // by now_ns, when the end was seen
 };
 
-// How many command buffers of a queue were committed and have ended.
+// How many command buffers of a queue were committed, and have ended; how many are being encoded, of which each is
+// committed next or dropped.
 struct Progress {
     std::mutex mutex;
     std::condition_variable changed;
-    uint64_t committed = 0, ended = 0;
+    uint64_t committed = 0, ended = 0, encoding = 0;
 };
 
 // The end of one command buffer after another, as seen by any thread. The handler that Metal calls is made once and

@@ -59,7 +59,7 @@ class Context : public std::enable_shared_from_this<Context> {
                              const std::string& owner) const;
     uint64_t available() const noexcept;
 
-    // Releases these once the work that was committed so far has ended.
+    // Releases these once the work that was committed so far, and what is being encoded, has ended.
     struct Retired {
         std::shared_ptr<const void> owner;  // of what buffers show, which goes after them
         Ref<id<MTLHeap>> heap;
@@ -75,6 +75,21 @@ class Context : public std::enable_shared_from_this<Context> {
     uint64_t releases() const noexcept { return releases_; }
     // Waits for the work of all. False: nothing has gone since there were `seen` releases.
     bool release_all_retired(uint64_t seen);
+
+    // Counts a command buffer as being encoded until it is committed or gone.
+    class Encoding {
+      public:
+        explicit Encoding(Context& context) noexcept : context_(context) {}
+        ~Encoding();
+        Encoding(const Encoding&) = delete;
+        Encoding& operator=(const Encoding&) = delete;
+        void begin();
+        void commit();
+
+      private:
+        Context& context_;
+        bool open_ = false;
+    };
 
     // One command buffer, encoded under the queue's lock; dropped with all that it holds unless it is committed.
     class Commands {
@@ -95,6 +110,7 @@ class Context : public std::enable_shared_from_this<Context> {
         void begun(id<MTLCommandEncoder> encoder);
         void end() noexcept;
 
+        Encoding encoding_;           // until the pool has let go of what was not committed
         const AutoreleasePool pool_;  // outlives what is encoded
         Context& context_;
         const std::lock_guard<std::mutex> lock_;
@@ -106,6 +122,7 @@ class Context : public std::enable_shared_from_this<Context> {
 
   private:
     void release_retired_until(uint64_t ended) noexcept;
+    void wait_for(uint64_t begun);
     void leave_residency(std::span<const Retired> gone) noexcept;
 
     const Ref<id<MTLDevice>> device_;

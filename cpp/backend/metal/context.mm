@@ -67,11 +67,20 @@ std::exception_ptr Context::judge(const Outcome& outcome, const std::string& sco
 }
 
 void Context::wait_idle() {
-    std::unique_lock lock(progress_->mutex);
-    const uint64_t committed = progress_->committed;
-    progress_->changed.wait(lock, [&] { return progress_->ended >= committed; });
-    lock.unlock();
+    uint64_t committed = 0;
+    {
+        const std::lock_guard lock(progress_->mutex);
+        committed = progress_->committed;
+    }
+    wait_for(committed);
     release_retired();
+}
+
+// So many have ended, or as many as there are when some are dropped.
+void Context::wait_for(uint64_t begun) {
+    std::unique_lock lock(progress_->mutex);
+    progress_->changed.wait(
+        lock, [&] { return progress_->ended >= std::min(begun, progress_->committed + progress_->encoding); });
 }
 
 uint64_t Context::available() const noexcept {
@@ -104,16 +113,17 @@ void Context::reserve(uint64_t bytes, const std::string& owner) {
 }
 
 void Context::retire(Retired what) noexcept {
-    {
-        const std::lock_guard lock(progress_->mutex);
-        what.after = progress_->committed;
-    }
+    if (what.heap) residency_.forget(what.heap.get());  // by encoders from now on; one that is open may name it
     try {
         const std::lock_guard lock(retired_mutex_);
+        {
+            const std::lock_guard counting(progress_->mutex);
+            what.after = progress_->committed + progress_->encoding;
+        }
         retired_.push_back(std::move(what));
     } catch (const std::bad_alloc&) {
         // Then it is released at once, which is safe when nothing is in flight.
-        wait_idle();
+        wait_for(what.after);
         leave_residency({&what, 1});
         unreserve(what.bytes);
         return;
@@ -150,11 +160,8 @@ bool Context::release_all_retired(uint64_t seen) {
         const std::lock_guard lock(retired_mutex_);
         for (const Retired& one : retired_) last = std::max(last, one.after);
     }
-    {
-        std::unique_lock lock(progress_->mutex);
-        progress_->changed.wait(lock, [&] { return progress_->ended >= last; });
-    }
-    release_retired_until(last);
+    wait_for(last);
+    release_retired();
     return releases() != seen;
 }
 
@@ -169,13 +176,41 @@ void Context::leave_residency(std::span<const Retired> gone) noexcept {
     residency_.commit();
 }
 
+void Context::Encoding::begin() {
+    const std::lock_guard lock(context_.progress_->mutex);
+    ++context_.progress_->encoding;
+    open_ = true;
+}
+
+void Context::Encoding::commit() {
+    const std::lock_guard lock(context_.progress_->mutex);
+    --context_.progress_->encoding;
+    ++context_.progress_->committed;
+    open_ = false;
+}
+
+// What waits for one that is dropped would wait for one that may never come.
+Context::Encoding::~Encoding() {
+    if (!open_) return;
+    {
+        const std::lock_guard lock(context_.retired_mutex_);
+        Progress& progress = *context_.progress_;
+        const std::lock_guard counting(progress.mutex);
+        --progress.encoding;
+        for (Retired& one : context_.retired_) one.after = std::min(one.after, progress.committed + progress.encoding);
+        progress.changed.notify_all();
+    }
+    context_.release_retired();
+}
+
 Context::Commands::Commands(Context& context, NSString* label, Lifetimes lifetimes)
-    : context_(context), lock_(context.queue_mutex_) {
+    : encoding_(context), context_(context), lock_(context.queue_mutex_) {
     const bool by_metal = lifetimes == Lifetimes::kept_by_metal;
     buffer_ = [context.queue_.get()
         commandBufferWithDescriptor:(by_metal ? context.kept_by_metal_ : context.kept_by_caller_).get()];
     if (!buffer_) throw DeviceError("the device gave no command buffer", to_string(label), "refused");
     [buffer_ setLabel:label];
+    encoding_.begin();
 }
 
 Context::Commands::~Commands() {
@@ -229,10 +264,7 @@ uint64_t Context::Commands::commit(Completion& completion) {
     context_.release_retired();
     context_.residency_.commit();
     const uint64_t number = completion.watch(buffer_);
-    {
-        const std::lock_guard lock(context_.progress_->mutex);
-        ++context_.progress_->committed;
-    }
+    encoding_.commit();
     [buffer_ commit];
     context_.fence_updated_ |= fenced_;
     return number;

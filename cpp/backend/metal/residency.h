@@ -21,6 +21,8 @@ class Residency {
     Residency(id<MTLDevice> device, id<MTLCommandQueue> queue);
 
     void add(id<MTLHeap> heap);
+    // No encoder names it from now on. A set keeps it until it is removed.
+    void forget(id<MTLHeap> heap);
     void remove(id<MTLHeap> heap);
     // Buffers outside of heaps are bound in every encoder that uses them; the set spares Metal the work of each time.
     void add(id<MTLBuffer> buffer);

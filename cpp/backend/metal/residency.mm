@@ -31,18 +31,19 @@ void Residency::add(id<MTLHeap> heap) {
     heaps_.push_back(heap);
 }
 
-void Residency::remove(id<MTLHeap> heap) {
+void Residency::forget(id<MTLHeap> heap) {
     const std::lock_guard lock(mutex_);
+    std::erase(heaps_, heap);
+}
+
+void Residency::remove([[maybe_unused]] id<MTLHeap> heap) {
 #ifdef METALLIC_RESIDENCY_SETS
+    const std::lock_guard lock(mutex_);
     if (__builtin_available(macOS 15.0, *)) {
-        if (set_) {
-            [set_.get() removeAllocation:heap];
-            changed_ = true;
-            return;
-        }
+        if (set_) [set_.get() removeAllocation:heap];
+        changed_ = true;
     }
 #endif
-    std::erase(heaps_, heap);
 }
 
 void Residency::add([[maybe_unused]] id<MTLBuffer> buffer) {

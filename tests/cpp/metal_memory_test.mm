@@ -8,7 +8,7 @@
 
 #include "core/error.h"
 #include "memory/pool.h"
-#include "metal_checks.h"
+#include "metal_kernels.h"
 #include "small_model.h"
 
 // How long memory lives on a device: what goes while work is under way, and what is given back after a failure. On a
@@ -156,6 +156,50 @@ TEST_F(MetalMemory, AMappingOutlivesItsBuffers) {
         if (busy) backend->upload({}, {filled.get(), 0, 0});
         ASSERT_EQ(buffers.size(), 1u);
         EXPECT_EQ(buffers[0], busy ? 1u : 0u) << "unmapped before the buffer that shows it was released";
+    }
+}
+
+// Where there are no residency sets every encoder names all heaps, and keeps none of them.
+TEST_F(MetalMemory, EncodersNameNoHeapThatGoesBeforeTheyEnd) {
+    use_device(8192 * kMiB, false);
+    Session session(model, options);
+    const std::vector<float> wanted = session.forward(spec.runs, spec.outputs);
+    auto heap = session.backend->create_heap(6 * kMiB, Storage::shared, "goes");
+    const Batch batch = session.prepare({{1, spec.runs[0].tokens}}, spec.outputs);
+    metalsim::inject({FaultKind::slow_completion, 1, 2, 0, 120});
+    const Ticket first = session.backend->submit(*session.plan, batch);
+    heap.reset();
+    const Ticket second = session.backend->submit(*session.plan, batch);
+    EXPECT_NO_THROW(session.backend->wait(first));
+    EXPECT_NO_THROW(session.backend->wait(second));
+    EXPECT_TRUE(same_bits(session.logits, wanted));
+}
+
+// The same of one that is open when the heap goes, and of one that is dropped.
+TEST_F(MetalMemory, AHeapGoesWhenTheEncoderThatNamesItHasEnded) {
+    use_device(10 * kMiB, false);
+    const auto context = std::make_shared<metal::Context>(metal::find_device(), metal::ShaderSources{});
+    using Commands = metal::Context::Commands;
+    metal::Completion completion(context->progress());
+    const auto make = [&] {
+        return metal::allocate_heap(context, 6 * kMiB, Storage::shared, "goes", Contents::undefined);
+    };
+    for (const bool committed : {true, false, true}) {
+        auto heap = make();
+        uint64_t number = 0;
+        {
+            Commands commands(*context, @"names the heap", Commands::Lifetimes::kept_by_caller);
+            commands.compute(@"names the heap", nil);
+            heap.reset();
+            EXPECT_GE(allocated(), 6 * kMiB);
+            metalsim::inject(slow());
+            if (committed) number = commands.commit(completion);
+        }
+        EXPECT_EQ(allocated() >= 6 * kMiB, committed);
+        EXPECT_NO_THROW(make()) << "there is room once the encoder has ended";
+        completion.wait(number);
+        EXPECT_FALSE(completion.outcome().error);
+        metalsim::clear_faults();
     }
 }
 
