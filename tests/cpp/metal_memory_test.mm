@@ -251,6 +251,35 @@ TEST_F(MetalMemory, AHeapWithoutABufferMakesRoomForTheNext) {
     EXPECT_NO_THROW(backend->create_heap(6 * kMiB, Storage::shared, "next"));
 }
 
+// Slots that are free keep their memory for the next submissions, unless it is needed.
+TEST_F(MetalMemory, FreeSlotsGiveWayToABatchThatNeedsTheirMemory) {
+    use_device(256 * kMiB);
+    options.max_tokens = options.max_outputs = 1024;
+    Session session(model, options);
+    const std::vector<float> wanted = session.forward({{0, {7}}}, {0});
+    const Batch small = session.prepare({{1, {7}}}, {0});
+    std::vector<Ticket> tickets;
+    metalsim::inject(slow());
+    for (int i = 0; i < 3; ++i) tickets.push_back(session.backend->submit(*session.plan, small));
+    for (const Ticket ticket : tickets) session.backend->wait(ticket);
+    std::vector<std::shared_ptr<Heap>> rest;
+    for (uint64_t bytes = 64 * kMiB; bytes >= 4096;) {
+        try {
+            rest.push_back(session.backend->create_heap(bytes, Storage::shared, "the rest", Contents::undefined));
+        } catch (const OutOfMemory&) {
+            bytes /= 2;
+        }
+    }
+    std::vector<LogitEdit> edits(6000, LogitEdit::bias_of(3, 0.0f));
+    const Selection selection{1, edits, {}};
+    Candidate candidate;
+    Batch large = session.prepare({{2, {7}}}, {0});
+    large.selections = {&selection, 1};
+    large.candidates = &candidate;
+    EXPECT_NO_THROW(session.submit(large));
+    EXPECT_EQ(candidate.logit, *std::max_element(wanted.begin(), wanted.end()));
+}
+
 }  // namespace
 }  // namespace metallic::testing
 

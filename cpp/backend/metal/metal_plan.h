@@ -66,6 +66,7 @@ class MetalPlan final : public Plan {
     void add_steps(Preparation& preparation);
     uint64_t logit_row_bytes() const noexcept;  // 0: a stage without logits
     uint32_t acquire(const Batch& batch);
+    void empty_free_slots() noexcept;
     void finish(Slot& slot);
     Submission fill(Slot& slot, const Batch& batch, BatchMemory& memory);
     void fill_tables(const Batch& batch, BatchMemory& memory, Submission& submission);

@@ -117,28 +117,39 @@ void MetalPlan::finish(Slot& slot) {
     tickets_->close(ticket, collect(slot));
 }
 
-// The first free slot with room for the batch: submissions that are waited for one by one use the memory of one. When
-// none is free, or there is no memory for another one, the oldest submission is waited for.
+// The first free slot: submissions that are waited for one by one use the memory of one. When none is free, or there is
+// no memory for another one, the oldest submission is waited for.
 uint32_t MetalPlan::acquire(const Batch& batch) {
-    uint32_t oldest = kSlots;
-    std::exception_ptr refused;
+    uint32_t free = kSlots, oldest = kSlots;
     for (uint32_t i = 0; i < kSlots; ++i) {
-        if (slots_[i]->ticket) {
-            if (oldest == kSlots || slots_[i]->ticket < slots_[oldest]->ticket) oldest = i;
-            continue;
-        }
-        if (refused) continue;
-        try {
-            make_room(*slots_[i], batch);
-            return i;
-        } catch (const OutOfMemory&) {
-            refused = std::current_exception();
+        if (!slots_[i]->ticket) {
+            free = std::min(free, i);
+        } else if (oldest == kSlots || slots_[i]->ticket < slots_[oldest]->ticket) {
+            oldest = i;
         }
     }
-    if (oldest == kSlots) std::rethrow_exception(refused);
+    if (free != kSlots) {
+        try {
+            make_room(*slots_[free], batch);
+            return free;
+        } catch (const OutOfMemory&) {
+            empty_free_slots();
+            if (oldest == kSlots) make_room(*slots_[free], batch);
+        }
+        if (oldest == kSlots) return free;
+    }
     finish(*slots_[oldest]);
     make_room(*slots_[oldest], batch);
     return oldest;
+}
+
+// What they keep for the next submissions, but for the logits that were there first.
+void MetalPlan::empty_free_slots() noexcept {
+    for (const auto& slot : slots_) {
+        if (slot->ticket) continue;
+        slot->memory.reset();
+        if (slot->logits != memory_.logits_view()) slot->logits.reset();
+    }
 }
 
 // Batch memory and logits grow to what batches need.
