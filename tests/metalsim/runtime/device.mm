@@ -76,7 +76,7 @@ NSArray<id<MTLDevice>>* MTLCopyAllDevices(void) {
     return NO;
 }
 - (BOOL)hasUnifiedMemory {
-    return YES;
+    return metalsim::state<DeviceState>(self).model.unified_memory;
 }
 - (uint64_t)recommendedMaxWorkingSetSize {
     return metalsim::state<DeviceState>(self).model.memory_bytes;

@@ -77,6 +77,7 @@ DeviceModel parse_device(const std::string& text) {
     take(from, "residency_sets", &model.residency_sets);
     take(from, "counter_sampling", &model.counter_sampling);
     take(from, "placement_heaps", &model.placement_heaps);
+    take(from, "unified_memory", &model.unified_memory);
     take(from, "memory", &model.memory_bytes);
     take(from, "max_buffer", &model.max_buffer_bytes);
     take(from, "max_threadgroup", &model.max_threadgroup_bytes);

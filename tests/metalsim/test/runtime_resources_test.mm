@@ -25,6 +25,8 @@ TEST_F(Resources, TheDeviceIsWhatTheModelSays) {
     id<MTLDevice> again = own(MTLCreateSystemDefaultDevice());
     EXPECT_EQ(again, device);
     EXPECT_EQ([own(MTLCopyAllDevices()) objectAtIndex:0], device);
+    use({.unified_memory = false});
+    EXPECT_FALSE([device hasUnifiedMemory]);
 }
 
 TEST_F(Resources, NewBuffersAreZeroAndAddressable) {

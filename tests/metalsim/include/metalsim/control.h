@@ -47,6 +47,7 @@ struct DeviceModel {
     bool residency_sets = true;
     bool counter_sampling = true;
     bool placement_heaps = true;
+    bool unified_memory = true;
     uint64_t memory_bytes = uint64_t{8} << 30;  // recommendedMaxWorkingSetSize; allocations beyond it fail
     uint64_t max_buffer_bytes = uint64_t{4} << 30;
     uint32_t max_threadgroup_bytes = 32768;
