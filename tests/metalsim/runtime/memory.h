@@ -99,6 +99,8 @@ inline uint64_t round_up(uint64_t value, uint64_t to) noexcept {
     return (value + to - 1) / to * to;
 }
 
+// Whether the host has memory at these pages.
+bool is_mapped(const std::byte* base, uint64_t bytes) noexcept;
 // Zeroed pages; null if the system has none.
 std::byte* map_pages(uint64_t bytes);
 // Marks the region as released and gives its pages back; the addresses stay taken until newer ones push them out.

@@ -4,6 +4,8 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
+#include <cerrno>
 #include <deque>
 
 #include "runtime/objects.h"
@@ -36,6 +38,16 @@ Quarantine& quarantine() {
 uint64_t page_bytes() noexcept {
     static const auto bytes = static_cast<uint64_t>(sysconf(_SC_PAGE_SIZE));
     return bytes;
+}
+
+bool is_mapped(const std::byte* base, uint64_t bytes) noexcept {
+    std::array<unsigned char, 256> resident{};
+    const uint64_t step = resident.size() * page_bytes();
+    for (uint64_t at = 0; at < bytes; at += step) {
+        auto* const page = const_cast<std::byte*>(base + at);
+        if (mincore(page, std::min(step, bytes - at), resident.data()) != 0 && errno == ENOMEM) return false;
+    }
+    return true;
 }
 
 std::byte* map_pages(uint64_t bytes) {

@@ -290,6 +290,10 @@ METALSIM_ALLOCATION
         metalsim::retire_pages(buffer.base, mapped, buffer.region);
         buffer.owner->unreserve(mapped);
     } else {
+        if (!metalsim::is_mapped(buffer.base, buffer.bytes)) {
+            metalsim::report_misuse("newBufferWithBytesNoCopy: the memory of buffer \"" + buffer.name() +
+                                    "\" was unmapped before the buffer was released");
+        }
         memory().release(buffer.region);
         memory().forget(buffer.region);
         buffer.owner->unreserve(buffer.bytes);

@@ -97,6 +97,20 @@ TEST_F(Resources, NoCopyBuffersAreTheHostsPages) {
     expect_report(Problem::api, "multiples of the page size");
 }
 
+TEST_F(Resources, NoCopyBuffersEndBeforeTheirPages) {
+    const auto page = static_cast<NSUInteger>(sysconf(_SC_PAGE_SIZE));
+    for (const NSUInteger gone : {0, 1, 299}) {
+        auto* pages = static_cast<char*>(mmap(nullptr, 300 * page, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+        id<MTLBuffer> made = [device newBufferWithBytesNoCopy:pages length:300 * page options:0 deallocator:nil];
+        made.label = @"file";
+        munmap(pages + gone * page, page);
+        [made release];
+        expect_report(Problem::api, "the memory of buffer \"file\" was unmapped before the buffer was released");
+        munmap(pages, gone * page);
+        munmap(pages + (gone + 1) * page, (299 - gone) * page);
+    }
+}
+
 TEST_F(Resources, ReadOnlyPagesMayNotBeWritten) {
     set_mode(Mode::checked);
     const auto page = static_cast<NSUInteger>(sysconf(_SC_PAGE_SIZE));
