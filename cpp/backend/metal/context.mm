@@ -113,7 +113,8 @@ void Context::reserve(uint64_t bytes, const std::string& owner) {
 }
 
 void Context::retire(Retired what) noexcept {
-    if (what.heap) residency_.forget(what.heap.get());  // by encoders from now on; one that is open may name it
+    // By encoders from now on; one that is open may name them.
+    for (const auto& buffer : what.buffers) residency_.forget(buffer.get());
     try {
         const std::lock_guard lock(retired_mutex_);
         {

@@ -102,7 +102,7 @@ void PlacementHeap::allocate() {
     [heap_.get() setLabel:name.get()];
     [buffer_.get() setLabel:name.get()];
     address_ = [buffer_.get() gpuAddress];
-    context_->residency().add(heap_.get());
+    context_->residency().add(heap_.get(), buffer_.get());
 }
 
 // Shared memory is filled by the host. The fill of private memory runs on the GPU ahead of all later work; the host

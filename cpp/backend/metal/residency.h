@@ -15,14 +15,16 @@
 namespace metallic::metal {
 
 // Keeps what kernels reach by address where the GPU can see it: in a residency set of the queue on systems that have
-// them, by naming the heaps in every encoder on others. Thread-safe.
+// them, by naming the buffers that span the heaps in every encoder on others: kernels write some of them, and useHeap:
+// stands for reading alone. Thread-safe.
 class Residency {
   public:
     Residency(id<MTLDevice> device, id<MTLCommandQueue> queue);
 
-    void add(id<MTLHeap> heap);
-    // No encoder names it from now on. A set keeps it until it is removed.
-    void forget(id<MTLHeap> heap);
+    // `whole` is the heap's buffer.
+    void add(id<MTLHeap> heap, id<MTLBuffer> whole);
+    // No encoder names it from now on. A set keeps its heap until that is removed.
+    void forget(id<MTLBuffer> whole);
     void remove(id<MTLHeap> heap);
     // Buffers outside of heaps are bound in every encoder that uses them; the set spares Metal the work of each time.
     void add(id<MTLBuffer> buffer);
@@ -39,7 +41,7 @@ class Residency {
     Ref<id> set_;  // an MTLResidencySet, a type that may be used only where the system has it
     bool changed_ = false;
 #endif
-    std::vector<id<MTLHeap>> heaps_;  // where there is no set
+    std::vector<id<MTLResource>> named_;  // where there is no set
 };
 
 }  // namespace metallic::metal

@@ -17,7 +17,7 @@ Residency::Residency([[maybe_unused]] id<MTLDevice> device, [[maybe_unused]] id<
 #endif
 }
 
-void Residency::add(id<MTLHeap> heap) {
+void Residency::add([[maybe_unused]] id<MTLHeap> heap, id<MTLBuffer> whole) {
     const std::lock_guard lock(mutex_);
 #ifdef METALLIC_RESIDENCY_SETS
     if (__builtin_available(macOS 15.0, *)) {
@@ -28,12 +28,12 @@ void Residency::add(id<MTLHeap> heap) {
         }
     }
 #endif
-    heaps_.push_back(heap);
+    named_.push_back(whole);
 }
 
-void Residency::forget(id<MTLHeap> heap) {
+void Residency::forget(id<MTLBuffer> whole) {
     const std::lock_guard lock(mutex_);
-    std::erase(heaps_, heap);
+    std::erase(named_, whole);
 }
 
 void Residency::remove([[maybe_unused]] id<MTLHeap> heap) {
@@ -78,7 +78,8 @@ void Residency::commit() {
 
 void Residency::use_in(id<MTLComputeCommandEncoder> encoder) const {
     const std::lock_guard lock(mutex_);
-    if (!heaps_.empty()) [encoder useHeaps:heaps_.data() count:heaps_.size()];
+    if (named_.empty()) return;
+    [encoder useResources:named_.data() count:named_.size() usage:MTLResourceUsageRead | MTLResourceUsageWrite];
 }
 
 }  // namespace metallic::metal

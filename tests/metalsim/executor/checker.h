@@ -89,7 +89,11 @@ class Checker {
     void translate(Access kind, uintptr_t address, uint64_t bytes, const void* site, Translation& at);
     bool translate_threadgroup(uintptr_t address, uint64_t bytes, const void* site, Translation& at);
     bool translate_region(Access kind, uintptr_t address, uint64_t bytes, const void* site, Translation& at);
-    bool is_resident(const RegionRecord& record);
+    struct Residence {
+        const RegionRecord* record = nullptr;
+        bool resident = false, writable = false;
+    };
+    const Residence& residence(const RegionRecord& record);
     bool translate_other(Access kind, uintptr_t address, uint64_t bytes, Translation& at);
     [[noreturn]] void stray(Access kind, uintptr_t address, uint64_t bytes, const void* site);
     bool in_module(Access kind, uintptr_t address, uint64_t bytes, Translation& at);
@@ -131,10 +135,6 @@ class Checker {
     uint32_t chunk_next_ = 0, chunk_end_ = 0;
 
     std::array<Translation, kTranslations> translations_{};
-    struct Residence {
-        const RegionRecord* record = nullptr;
-        bool resident = false;
-    };
     std::array<Residence, 64> residences_{};
     std::unique_ptr<Page[]> arena_pages_;
     struct Told {

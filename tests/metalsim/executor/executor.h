@@ -81,6 +81,7 @@ struct Launch {
     Size3 threads{0, 0, 0};  // the exact threads; x = 0: uniform
     std::string_view scope;
     const std::vector<Memory::Id>* resident = nullptr;  // sorted; regions inside a resident one are resident; null: all
+    const std::vector<Memory::Id>* writable = nullptr;  // the same, of those that may be written
 };
 
 class Executor {

@@ -105,28 +105,33 @@ bool Checker::translate_region(Access kind, uintptr_t address, uint64_t bytes, c
         tell(Problem::use_after_release, kDevice, address, bytes, std::string(verb(kind)) + " after it was released",
              site);
     }
-    if (!is_resident(record) && news(Problem::not_resident, record.base, nullptr)) {
+    const Residence& known = residence(record);
+    if (!known.resident && news(Problem::not_resident, record.base, nullptr)) {
         tell(Problem::not_resident, kDevice, address, bytes,
              std::string(verb(kind)) + "; it is neither bound nor made resident", site);
+    }
+    if (kind != Access::load && known.resident && !known.writable && news(Problem::read_only, record.base, nullptr)) {
+        tell(Problem::read_only, kDevice, address, bytes,
+             std::string(verb(kind)) + " of memory that was declared as read, by useHeap: or useResource:usage:", site);
     }
     if (kind != Access::load && record.read_only) {
         tell(Problem::read_only, kDevice, address, bytes, std::string(verb(kind)) + " of memory that is only read",
              site);
         group_.abandon(Stopped::reported);
     }
-    at.writable = !record.read_only;
+    at.writable = !record.read_only && known.writable;
     // What nobody writes needs no history; whether it was written still matters.
     at.shadow = books_.shadow.page(address);
     return true;
 }
 
 // Looking through all regions for one around this is too much for every page.
-bool Checker::is_resident(const RegionRecord& record) {
-    const std::vector<Memory::Id>* const ids = run_->launch().resident;
-    if (ids == nullptr) return true;
+const Checker::Residence& Checker::residence(const RegionRecord& record) {
+    const Launch& launch = run_->launch();
+    const auto among = [&](const std::vector<Memory::Id>* ids) { return !ids || map_->resident(record, *ids); };
     Residence& known = residences_[record.id % residences_.size()];
-    if (known.record != &record) known = {&record, map_->resident(record, *ids)};
-    return known.resident;
+    if (known.record != &record) known = {&record, among(launch.resident), among(launch.writable)};
+    return known;
 }
 
 // What the executor itself hands to kernels, and constants of their library.

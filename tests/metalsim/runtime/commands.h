@@ -81,8 +81,12 @@ struct EncoderRecord {
     std::vector<std::string> signposts;
     bool serial = true;
     bool ended = false;
-    bool writes_tracked = false;   // resources that Metal itself keeps in order
-    std::vector<Memory::Id> used;  // by useResource and useHeap, in the order of the calls
+    bool writes_tracked = false;  // resources that Metal itself keeps in order
+    struct Used {
+        Memory::Id region;
+        bool writes;
+    };
+    std::vector<Used> used;  // by useResource and useHeap, in the order of the calls
     std::vector<std::shared_ptr<FenceValue>> waits, updates;
     std::vector<SampleStep> samples;
     MTLCommandEncoderErrorState state = MTLCommandEncoderErrorStatePending;

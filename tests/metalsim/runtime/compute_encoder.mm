@@ -169,7 +169,7 @@ void use(ComputeEncoderState& encoder, id allocation, bool writes, const char* m
     if (!encoder.open(method)) return;
     auto& of = metalsim::state<metalsim::AllocationState>(allocation);
     encoder.commands->keep(allocation, of);
-    encoder.record().used.push_back(of.region);
+    encoder.record().used.push_back({of.region, writes});
     if (writes && of.hazards == MTLHazardTrackingModeTracked) encoder.record().writes_tracked = true;
 }
 

@@ -120,6 +120,7 @@ class Execution {
         if (pipeline.mode == Mode::checked) {
             find_resident(what);
             launch.resident = &resident_;
+            launch.writable = &writable_;
         }
         if (commands_.encoders[*encoder_].serial && !first_dispatch_) order();
         first_dispatch_ = false;
@@ -138,18 +139,24 @@ class Execution {
 
     // What the dispatch may touch. The list of an encoder changes seldom, that of a dispatch is merged into it.
     void find_resident(const Dispatch& what) {
-        resident_.clear();
+        writable_.clear();
         const EncoderRecord& encoder = commands_.encoders[*encoder_];
-        for (uint32_t i = 0; i < what.used_count; ++i) resident_.push_back(encoder.used[i]);
         for (const auto& set : commands_.resident) {
-            for (const auto& entry : set->entries) resident_.push_back(entry.region);
+            for (const auto& entry : set->entries) writable_.push_back(entry.region);
         }
         for (uint32_t i = 0; i < what.bound_count; ++i) {
             const Memory::Id region = commands_.bound[what.first_bound + i].region;
-            if (region != 0) resident_.push_back(region);
+            if (region != 0) writable_.push_back(region);
         }
-        std::sort(resident_.begin(), resident_.end());
-        resident_.erase(std::unique(resident_.begin(), resident_.end()), resident_.end());
+        resident_ = writable_;
+        for (uint32_t i = 0; i < what.used_count; ++i) {
+            resident_.push_back(encoder.used[i].region);
+            if (encoder.used[i].writes) writable_.push_back(encoder.used[i].region);
+        }
+        for (auto* const ids : {&resident_, &writable_}) {
+            std::sort(ids->begin(), ids->end());
+            ids->erase(std::unique(ids->begin(), ids->end()), ids->end());
+        }
     }
 
     void blit(const Blit& what) {
@@ -192,7 +199,7 @@ class Execution {
     DeviceState& device_;
     std::optional<uint32_t> encoder_;
     bool first_dispatch_ = true;
-    std::vector<Memory::Id> resident_;
+    std::vector<Memory::Id> resident_, writable_;
 };
 
 // What keeps a command buffer from running at all.

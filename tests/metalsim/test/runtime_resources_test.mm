@@ -249,6 +249,7 @@ TEST_F(Resources, MemoryReachedByAddressMustBeResident) {
         [encoder setComputePipelineState:pipeline("reach")];
         [encoder setBuffer:nodes offset:0 atIndex:0];
         if (how == 1) [encoder useResource:values usage:MTLResourceUsageWrite];
+        if (how == 4) [encoder useResource:values usage:MTLResourceUsageRead];
         if (how == 2) [encoder useHeap:all];
         [encoder dispatchThreads:MTLSizeMake(4, 1, 1) threadsPerThreadgroup:MTLSizeMake(4, 1, 1)];
         [encoder endEncoding];
@@ -257,7 +258,9 @@ TEST_F(Resources, MemoryReachedByAddressMustBeResident) {
     };
     expect_reported(run(0), Problem::not_resident, "values");
     expect_completed(run(1));
-    expect_completed(run(2));
+    // useHeap: stands for reading alone: Apple's documentation of it.
+    expect_reported(run(2), Problem::read_only, "values");
+    expect_reported(run(4), Problem::read_only, "values");
     expect_reported(run(3), Problem::not_resident, "values");  // added, but not committed
     [set commit];
     expect_completed(run(3));
