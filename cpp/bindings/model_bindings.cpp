@@ -312,9 +312,11 @@ void bind_model(nb::module_& m) {
                                       [&](const Placement::Stage& stage) { return model.device_of(stage).backend; });
             },
             nb::sig("def placement(self) -> dict[str, object]"))
-        .def("evict_weights", &Model::evict_weights, nb::call_guard<nb::gil_scoped_release>(),
-             "Frees the copies of weights that are not mapped, and returns their bytes. The next forward pass makes "
-             "room for them, compiles the program and uploads them again.")
+        .def("evict_weights", &Model::evict_weights, nb::arg("at_least") = nb::none(),
+             nb::call_guard<nb::gil_scoped_release>(),
+             "Frees the copies of weights that are not mapped, and returns their bytes: all, or so many that at least "
+             "`at_least` bytes of heaps come back. The next forward pass makes room for them, compiles the program and "
+             "uploads them again.")
         .def("memory", &memory_dict, nb::sig("def memory(self) -> dict[str, object]"))
         .def("set_memory_budget", &Model::set_memory_budget, nb::arg("bytes"),
              "Bounds what the pool takes from the system from now on; 0: nothing does. What is used beyond it stays "

@@ -226,6 +226,13 @@ std::unique_lock<FairMutex> ForwardRunner::pause() {
     return std::unique_lock(submission_);
 }
 
+// What had stayed may be in the way of the rest: together they fit into the heaps that a load makes.
+uint64_t ForwardRunner::give_up_weights(std::string_view reason) {
+    const uint64_t bytes = plan_.evict_weights();
+    if (bytes) log_.record(MemoryAction::evict_weights, bytes, "weights", reason);
+    return bytes;
+}
+
 // Before the batch takes pages, so that these come out of what weights leave. Nobody goes on without them: where idle
 // sequences have too little to give, pages move together, which they can since nothing is in flight, and then all make
 // room, this pass too.
@@ -237,7 +244,7 @@ void ForwardRunner::restore_weights() {
         } catch (const OutOfMemory& error) {
             const std::lock_guard lock(cache_.mutex());
             if (cache_.evict_idle(error.needed, kReason) == 0 && cache_.compact(kReason) == 0 &&
-                cache_.evict_all(kReason) == 0) {
+                cache_.evict_all(kReason) == 0 && give_up_weights(kReason) == 0) {
                 throw;
             }
             continue;

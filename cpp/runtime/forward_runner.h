@@ -81,6 +81,7 @@ class ForwardRunner {
     void run_batch(Pass& pass);
     void commit_batch(Pass& pass, const float* gathered);
     void restore_weights();
+    uint64_t give_up_weights(std::string_view reason);
     bool recover(Pass& pass);
     KvCache::Room add_run(Pass& pass, size_t index, uint32_t count);
     uint32_t next_tokens(const Pass& pass, size_t index) const noexcept;

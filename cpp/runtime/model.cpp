@@ -258,25 +258,27 @@ void Model::set_memory_budget(uint64_t bytes) noexcept {
     admission_->notify();
 }
 
-// While nothing runs.
-uint64_t Model::free_weights(std::string_view reason) {
-    const auto lock = locked();
-    const uint64_t others = cache_->other_bytes();
-    const bool all = plan_->ready();  // not so after an attempt to bring them back that failed
-    const uint64_t bytes = plan_->evict_weights();
-    if (bytes == 0) return 0;
-    if (all) cache_->expect_others(others);
-    log_.record(MemoryAction::evict_weights, bytes, "weights", reason);
-    for (Pool* pool : {&pool_, host_pool_.get()}) {
-        if (pool) pool->drop_empty_heaps();
-    }
-    return bytes;
+uint64_t Model::drop_empty_heaps() noexcept {
+    return pool_.drop_empty_heaps() + (host_pool_ ? host_pool_->drop_empty_heaps() : 0);
 }
 
-uint64_t Model::evict_weights() {
+// While nothing runs.
+uint64_t Model::free_weights(std::optional<uint64_t> bytes, std::string_view reason) {
+    const auto lock = locked();
+    const uint64_t others = cache_->other_bytes();
+    const bool all = plan_->ready();  // not so while some are gone
+    const uint64_t freed = bytes ? plan_->evict_weights(*bytes) : plan_->evict_weights();
+    if (freed == 0) return 0;
+    if (all) cache_->expect_others(others);
+    log_.record(MemoryAction::evict_weights, freed, "weights", reason);
+    drop_empty_heaps();
+    return freed;
+}
+
+uint64_t Model::evict_weights(std::optional<uint64_t> bytes) {
     check_process();
     const std::unique_lock submission = runner_->pause();
-    return free_weights("asked for");
+    return free_weights(bytes, "asked for");
 }
 
 Model::KvUse Model::kv_use() const {
@@ -323,10 +325,10 @@ void Model::balance() {
     const uint64_t last_run_ns = runner_->last_run_ns();
     state.idle_ns = now - std::min(now, last_run_ns);
     state.weight_bytes = plan_->copied_bytes();
-    carry_out(options_.policy->decide(state), last_run_ns);
+    carry_out(options_.policy->decide(state), use.heap_bytes, last_run_ns);
 }
 
-void Model::carry_out(const MemoryDecision& decision, uint64_t last_run_ns) {
+void Model::carry_out(const MemoryDecision& decision, uint64_t heap_bytes, uint64_t last_run_ns) {
     if (decision.evict_bytes) {
         const auto lock = locked();
         cache_->evict_idle(decision.evict_bytes, "above the high watermark");
@@ -336,12 +338,18 @@ void Model::carry_out(const MemoryDecision& decision, uint64_t last_run_ns) {
         const auto lock = locked();
         cache_->compact("many held pages were free");
     }
-    if (decision.evict_weights) {
-        const std::unique_lock submission = runner_->pause();
-        // A batch may have been running all the while, and the next one would have to bring them back.
-        if (runner_->last_run_ns() == last_run_ns) free_weights("the model was idle");
-    }
-    if (decision.evict_bytes || decision.compact || decision.evict_weights) admission_->notify();
+    if (decision.evict_weight_bytes) free_idle_weights(decision.evict_weight_bytes, heap_bytes, last_run_ns);
+    if (decision.evict_bytes || decision.compact || decision.evict_weight_bytes) admission_->notify();
+}
+
+// What heaps gave back since they had `heap_bytes` counts.
+void Model::free_idle_weights(uint64_t bytes, uint64_t heap_bytes, uint64_t last_run_ns) {
+    const std::unique_lock submission = runner_->pause();
+    // A batch may have been running all the while, and the next one would have to bring them back.
+    if (runner_->last_run_ns() != last_run_ns) return;
+    drop_empty_heaps();
+    const uint64_t now = memory().heap_bytes, given = heap_bytes - std::min(heap_bytes, now);
+    if (bytes > given) free_weights(bytes - given, "the model was idle");
 }
 
 }  // namespace metallic

@@ -122,10 +122,11 @@ class Model : public std::enable_shared_from_this<Model> {
     // has none for the plans alone.
     static Prediction predict(const std::shared_ptr<const ModelFile>& file, const std::shared_ptr<Backend>& backend,
                               const Program& traced, const ModelOptions& options);
-    // Frees the copies of weights that are not mapped, once nothing runs, and returns their bytes. The next forward
-    // pass makes room for them again, compiles the program and uploads them, which takes about as long as the first one
-    // did.
-    uint64_t evict_weights();
+    // Frees the copies of weights that are not mapped, once nothing runs, and returns their bytes: all, or so many that
+    // at least `bytes` of heaps come back, those first that a pass needs last; a copy whose heap would stay for
+    // something else stays too. The next forward pass makes room for what is missing, compiles the program and uploads
+    // it; for all of them that takes about as long as the first one did.
+    uint64_t evict_weights(std::optional<uint64_t> bytes = std::nullopt);
     const MemoryLog& memory_log() const noexcept { return log_; }
     // One for each device.
     std::vector<const Pool*> pools() const;
@@ -165,9 +166,11 @@ class Model : public std::enable_shared_from_this<Model> {
     void check_process() const;
     std::unique_lock<std::mutex> locked() const;
     std::shared_ptr<Sequence> own(std::unique_ptr<Sequence> sequence);
-    uint64_t free_weights(std::string_view reason);
+    uint64_t free_weights(std::optional<uint64_t> bytes, std::string_view reason);
+    uint64_t drop_empty_heaps() noexcept;
     void balance();
-    void carry_out(const MemoryDecision& decision, uint64_t last_run_ns);
+    void carry_out(const MemoryDecision& decision, uint64_t heap_bytes, uint64_t last_run_ns);
+    void free_idle_weights(uint64_t bytes, uint64_t heap_bytes, uint64_t last_run_ns);
 
     const pid_t process_ = getpid();
     std::shared_ptr<const ModelFile> file_;

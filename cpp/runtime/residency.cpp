@@ -25,7 +25,9 @@ MemoryDecision WatermarkPolicy::decide(const MemoryState& state) const {
         free >= kMinFree && static_cast<double>(free) >= options_.held_free * static_cast<double>(state.kv_held);
     if (limit == 0 || used <= options_.high * limit) return decision;
     decision.evict_bytes = static_cast<uint64_t>(used - options_.low * limit);
-    decision.evict_weights = state.weight_bytes != 0 && state.idle_ns >= options_.weights_idle_ns;
+    if (state.weight_bytes != 0 && state.idle_ns >= options_.weights_idle_ns) {
+        decision.evict_weight_bytes = decision.evict_bytes;
+    }
     return decision;
 }
 

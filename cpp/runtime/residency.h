@@ -24,7 +24,8 @@ struct MemoryState {
 struct MemoryDecision {
     uint64_t evict_bytes = 0;  // from idle sequences, the least recently used first
     bool compact = false;
-    bool evict_weights = false;
+    // Of heaps, that copies of weights give back, as far as the above did not; ~0: all that do.
+    uint64_t evict_weight_bytes = 0;
 };
 
 // Decides what the background thread does about memory pressure. Called from that thread.
@@ -34,8 +35,8 @@ class ResidencyPolicy {
     virtual MemoryDecision decide(const MemoryState& state) const = 0;
 };
 
-// Above the high watermark of the limit, idle sequences are evicted down to the low one, and a model that was idle for
-// a while loses its copies of weights. Pages are moved together when many are held and free.
+// Above the high watermark of the limit, idle sequences are evicted down to the low one, and where that is not enough,
+// copies of weights of a model that was idle for a while. Pages are moved together when many are held and free.
 class WatermarkPolicy final : public ResidencyPolicy {
   public:
     struct Options {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <unordered_set>
 
 #include "backend/allocator.h"
 #include "memory/tensor_view.h"
@@ -239,24 +240,70 @@ void StagedPlan::cross(const Part& from, const Part& to, const Batch& batch) {
     }
 }
 
-uint64_t StagedPlan::evict_weights() noexcept {
-    if (copied_bytes() == 0) return 0;
+void StagedPlan::drop_plans() noexcept {
     for (Part& part : parts_) part.plan.reset();
     compiled_ = false;
+}
+
+uint64_t StagedPlan::evict_weights() noexcept {
+    if (copied_bytes() == 0) return 0;
+    drop_plans();
     uint64_t bytes = 0;
     for (Seat& seat : seats_) bytes += seat.weights ? seat.weights->evict() : 0;
     return bytes;
 }
 
+// By the first use in a pass; a tied output is needed as early as the embeddings.
+std::vector<WeightId> StagedPlan::last_used_first() const {
+    std::vector<WeightId> order;
+    std::unordered_set<WeightId> seen;
+    for (const Part& part : parts_) {
+        for (const Step& step : part.program->steps) {
+            for_each_weight(step.op, [&](WeightId id) {
+                if (seen.insert(id).second) order.push_back(id);
+            });
+        }
+    }
+    std::reverse(order.begin(), order.end());
+    return order;
+}
+
+// The plans' own memory is a gift on top: they hold addresses of what goes.
+uint64_t StagedPlan::evict_weights(uint64_t bytes) {
+    const std::vector<WeightId> order = last_used_first();
+    std::vector<Weights::Choice> choices(seats_.size());
+    uint64_t found = 0;
+    for (size_t i = 0; i < seats_.size() && found < bytes; ++i) {
+        if (!seats_[i].weights) continue;
+        choices[i] = seats_[i].weights->choose(bytes - found, order);
+        found += choices[i].heap_bytes;
+    }
+    if (found == 0) return 0;
+    drop_plans();
+    uint64_t freed = 0;
+    for (size_t i = 0; i < seats_.size(); ++i) {
+        if (seats_[i].weights) freed += seats_[i].weights->evict(choices[i].ids);
+    }
+    return freed;
+}
+
 // What was made until something was refused would be in the way of the next attempt.
 uint64_t StagedPlan::restore() {
+    const uint64_t before = copied_bytes();
+    std::vector<std::vector<WeightId>> missing(seats_.size());
+    for (size_t i = 0; i < seats_.size(); ++i) {
+        if (seats_[i].weights) missing[i] = seats_[i].weights->missing();
+    }
     try {
         compile();
     } catch (...) {
-        evict_weights();
+        drop_plans();
+        for (size_t i = 0; i < seats_.size(); ++i) {
+            if (seats_[i].weights) seats_[i].weights->evict(missing[i]);
+        }
         throw;
     }
-    return copied_bytes();
+    return copied_bytes() - before;
 }
 
 uint64_t StagedPlan::copied_bytes() const noexcept {

@@ -66,9 +66,13 @@ class StagedPlan {
 
     // Drops the plans and frees the copies of weights; returns their bytes. Until `restore` it is not ready.
     uint64_t evict_weights() noexcept;
+    // The same for so many copies that at least `bytes` of heaps come back, or all whose heaps do. What a pass needs
+    // last goes first: each pass uses everything once, in one order, and what stays is in the heaps that a load makes.
+    uint64_t evict_weights(uint64_t bytes);
     bool ready() const noexcept { return compiled_; }
-    // Makes room for the copies of weights again, which the runs that need them fill, and compiles all stages. Returns
-    // the bytes. Throws as the constructor does; nothing is held then, and it may be called again.
+    // Makes room for the evicted copies again, which the runs that need them fill, and compiles all stages. Returns
+    // their bytes. Throws as the constructor does; what came back is not held then, what had stayed is, and it may be
+    // called again.
     uint64_t restore();
     uint64_t copied_bytes() const noexcept;
 
@@ -105,6 +109,8 @@ class StagedPlan {
     void place_arenas();
     std::shared_ptr<Allocator> allocator_of(uint32_t device) const;
     void compile();
+    void drop_plans() noexcept;
+    std::vector<WeightId> last_used_first() const;
     void run_part(Part& part, const Batch& batch);
     void pick_tables(const Batch& batch);
     void cross(const Part& from, const Part& to, const Batch& batch);

@@ -1,6 +1,8 @@
 #include "runtime/weights.h"
 
 #include <algorithm>
+#include <unordered_map>
+#include <utility>
 
 namespace metallic {
 namespace {
@@ -23,6 +25,7 @@ Weights::Weights(std::shared_ptr<const ModelFile> file, std::shared_ptr<Backend>
         const Weight& weight = program.weights[id];
         copies_[id] =
             Copy{&file_->tensor(weight.name), storage_of_copy(weight, *storage[id]), is_vector(weight), {}, false};
+        ++evicted_;
         allocate(id);
     }
 }
@@ -71,12 +74,13 @@ void Weights::allocate(WeightId id) {
     copy.filled = false;
     views_[id] = copy.memory.view();
     copied_bytes_ += bytes;
-    ++missing_;
+    ++unfilled_;
+    --evicted_;
     if (copy.vector) fill(id, {});
 }
 
 void Weights::upload(std::span<const WeightId> ids, const std::function<bool()>& interrupted) {
-    if (missing_ == 0) return;
+    if (unfilled_ == 0) return;
     for (const WeightId id : ids) {
         if (copies_[id] && !copies_[id]->filled) fill(id, interrupted);
     }
@@ -98,30 +102,69 @@ void Weights::fill(WeightId id, const std::function<bool()>& interrupted) {
         if (mapping) mapping->not_needed(part(at));
     }
     copy.filled = true;
-    --missing_;
+    --unfilled_;
+}
+
+Weights::Choice Weights::choose(uint64_t bytes, std::span<const WeightId> order) const {
+    struct Own {
+        uint64_t bytes = 0;  // of the heap, where nothing else is in it
+        std::vector<WeightId> ids;
+    };
+    std::unordered_map<uint64_t, Own> heaps;
+    for (WeightId id = 0; id < copies_.size(); ++id) {
+        if (copies_[id] && copies_[id]->memory) heaps[copies_[id]->memory.heap_id()].ids.push_back(id);
+    }
+    for (const HeapUse& heap : pool_.heaps()) {
+        const auto own = heaps.find(heap.id);
+        if (own != heaps.end() && own->second.ids.size() == heap.allocations) own->second.bytes = heap.bytes;
+    }
+    Choice choice;
+    for (const WeightId id : order) {
+        if (choice.heap_bytes >= bytes) break;
+        if (!copies_[id] || !copies_[id]->memory) continue;
+        Own& own = heaps.at(copies_[id]->memory.heap_id());
+        if (own.bytes == 0) continue;
+        choice.ids.insert(choice.ids.end(), own.ids.begin(), own.ids.end());
+        choice.heap_bytes += std::exchange(own.bytes, 0);
+    }
+    return choice;
+}
+
+uint64_t Weights::give_up(WeightId id) noexcept {
+    std::optional<Copy>& copy = copies_[id];
+    if (!copy || !copy->memory) return 0;
+    const uint64_t bytes = copy->memory.view().bytes;
+    if (!copy->filled) --unfilled_;
+    ++evicted_;
+    views_[id] = {};
+    copy->filled = false;
+    copy->memory.reset();
+    copied_bytes_ -= bytes;
+    return bytes;
+}
+
+uint64_t Weights::evict(std::span<const WeightId> ids) noexcept {
+    uint64_t freed = 0;
+    for (const WeightId id : ids) freed += give_up(id);
+    return freed;
 }
 
 uint64_t Weights::evict() noexcept {
     uint64_t freed = 0;
-    for (size_t id = 0; id < copies_.size(); ++id) {
-        std::optional<Copy>& copy = copies_[id];
-        if (!copy || !copy->memory) continue;
-        freed += copy->memory.view().bytes;
-        if (!copy->filled) --missing_;
-        views_[id] = {};
-        copy->filled = false;
-        copy->memory.reset();
-        evicted_ = true;
-    }
-    copied_bytes_ -= freed;
+    for (WeightId id = 0; id < copies_.size(); ++id) freed += give_up(id);
     return freed;
 }
 
-void Weights::restore() {
-    for (WeightId id = 0; evicted_ && id < copies_.size(); ++id) {
-        if (copies_[id] && !copies_[id]->memory) allocate(id);
+std::vector<WeightId> Weights::missing() const {
+    std::vector<WeightId> ids;
+    for (WeightId id = 0; evicted() && id < copies_.size(); ++id) {
+        if (copies_[id] && !copies_[id]->memory) ids.push_back(id);
     }
-    evicted_ = false;
+    return ids;
+}
+
+void Weights::restore() {
+    for (const WeightId id : missing()) allocate(id);
 }
 
 }  // namespace metallic

@@ -36,14 +36,26 @@ class Weights {
     // filled before a stop, or an error, stay. Throws Interrupted, DeviceError, OutOfMemory.
     void upload(std::span<const WeightId> ids, const std::function<bool()>& interrupted);
 
-    // Frees all copies and returns their bytes. Their views are empty until `restore`; no plan may use them any more.
+    // Copies that can go so that memory comes back.
+    struct Choice {
+        std::vector<WeightId> ids;
+        uint64_t heap_bytes = 0;  // that come back
+    };
+    // Enough for `bytes` of heaps, or all that there are, those first that come first in `order`. A heap is the least
+    // that can come back: one large copy, or the small ones that share it. Those in a heap with something else stay.
+    Choice choose(uint64_t bytes, std::span<const WeightId> order) const;
+    // Frees the copies among `ids`, or all, and returns their bytes. Their views are empty until `restore`; no plan may
+    // use them any more.
+    uint64_t evict(std::span<const WeightId> ids) noexcept;
     uint64_t evict() noexcept;
-    // Makes room for the copies again, elsewhere, to be filled by the next upload. Throws OutOfMemory; what was made
-    // stays then, for the next attempt.
+    // Copies that were evicted.
+    std::vector<WeightId> missing() const;
+    // Makes room for these again, elsewhere, to be filled by the next upload; the others stay as they are. Throws
+    // OutOfMemory; what was made stays then, for the next attempt.
     void restore();
-    // Bytes that evict would free. May be called at any time.
+    // Bytes that evicting all would free. May be called at any time.
     uint64_t copied_bytes() const noexcept { return copied_bytes_; }
-    bool evicted() const noexcept { return evicted_; }
+    bool evicted() const noexcept { return evicted_ != 0; }
 
   private:
     static bool is_vector(const Weight& weight) noexcept { return weight.rows == 1 && weight.experts == 1; }
@@ -57,6 +69,7 @@ class Weights {
     void map(const Program& program, std::span<const std::optional<Storage>> storage);
     void allocate(WeightId id);
     void fill(WeightId id, const std::function<bool()>& interrupted);
+    uint64_t give_up(WeightId id) noexcept;
 
     std::shared_ptr<const ModelFile> file_;
     std::shared_ptr<Backend> backend_;
@@ -64,8 +77,8 @@ class Weights {
     std::vector<std::shared_ptr<Heap>> file_heaps_;
     std::vector<BufferView> views_;
     std::vector<std::optional<Copy>> copies_;  // by WeightId
-    size_t missing_ = 0;                       // copies that are not filled
-    bool evicted_ = false;
+    size_t unfilled_ = 0;                      // copies that have room and are not filled
+    size_t evicted_ = 0;                       // copies that have none
     std::atomic<uint64_t> copied_bytes_{0};
 };
 

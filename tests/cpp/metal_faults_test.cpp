@@ -7,6 +7,8 @@
 
 #include "core/error.h"
 #include "metal_checks.h"
+#include "placed_model.h"
+#include "runtime/model.h"
 #include "small_model.h"
 
 // What goes wrong on a device, on a simulated one: after each fault the backend serves the next request.
@@ -129,6 +131,51 @@ TEST_F(MetalFaults, MemoryThatGoesWhileWorkRunsIsGoneOnceThatWasWaitedFor) {
     session.submit(batch);
     EXPECT_FALSE(heap);
     EXPECT_LE(metalsim::statistics().bytes_allocated, before);
+}
+
+// All copies or some of a model are gone, and what goes wrong does so on the way back.
+TEST_F(MetalFaults, WeightsComeBackWhateverFailsOnTheWay) {
+    const PlacedModel source;
+    ModelOptions placed;
+    placed.context_length = 256;
+    placed.batch_tokens = 16;
+    placed.precision = Precision::float32;
+    placed.placement = PlacementRules::parse("private");
+    const auto loaded = std::make_shared<Model>(source.file, create_backend({"metal", 0}), source.program, placed);
+    const auto sequence = loaded->create_sequence();
+    const std::vector<int32_t> prompt{1, 2, 3, 4, 5};
+    const RunRequest request{sequence.get(), prompt};
+    const auto forward = [&] {
+        EXPECT_TRUE(loaded->truncate(*sequence, 0));
+        std::vector<float> logits(PlacedModel::kVocabulary);
+        loaded->forward({&request, 1}, logits.data(), {});
+        return logits;
+    };
+    const std::vector<float> wanted = forward();
+    const uint64_t held = loaded->memory().tags[static_cast<int>(Tag::weights)].current;
+    const auto bytes = [&](MemoryAction action) { return loaded->memory_log().count(action).bytes; };
+    for (const Fault fault : {Fault{FaultKind::heap_allocation}, Fault{FaultKind::buffer_allocation},
+                              Fault{FaultKind::command_buffer, 1, 1, 8}, Fault{FaultKind::command_buffer, 1, 1, 1}}) {
+        int failed = 0;
+        for (uint64_t nth = 1; nth <= 8; ++nth) {
+            for (const std::optional<uint64_t> need : {std::optional<uint64_t>(), std::optional<uint64_t>(1)}) {
+                ASSERT_GT(loaded->evict_weights(need), 0u);
+                Fault at = fault;
+                at.nth = nth;
+                metalsim::inject(at);
+                try {
+                    EXPECT_EQ(forward(), wanted);
+                } catch (const Error&) {
+                    ++failed;
+                }
+                metalsim::clear_faults();
+                EXPECT_EQ(forward(), wanted) << "fault " << static_cast<int>(fault.kind) << " at " << nth;
+                EXPECT_EQ(loaded->memory().tags[static_cast<int>(Tag::weights)].current, held);
+                EXPECT_EQ(bytes(MemoryAction::evict_weights), bytes(MemoryAction::restore_weights));
+            }
+        }
+        EXPECT_TRUE(failed > 3 || fault.kind != FaultKind::command_buffer) << failed;
+    }
 }
 
 TEST_F(MetalFaults, AMappingLongerThanABufferIsSeenThroughSeveral) {

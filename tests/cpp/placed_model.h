@@ -28,6 +28,12 @@ class CountingBackend : public Backend {
     const DeviceInfo& device() const noexcept override { return info_; }
     std::shared_ptr<Heap> create_heap(uint64_t bytes, Storage storage, std::string_view label,
                                       Contents contents) override {
+        if (let_heaps > 0) {
+            --let_heaps;
+        } else if (refuse_heaps > 0) {
+            --refuse_heaps;
+            throw OutOfMemory("no heap", bytes, 0, std::string(label));
+        }
         return inner_->create_heap(bytes, storage, label, contents);
     }
     std::shared_ptr<Heap> wrap_host(std::span<const std::byte> bytes, std::shared_ptr<const void> owner,
@@ -39,6 +45,7 @@ class CountingBackend : public Backend {
         inner_->copy(from, to);
     }
     void upload(std::span<const std::byte> from, BufferView to) override {
+        if (fail_upload > 0 && --fail_upload == 0) throw DeviceError("no upload", "upload", "test");
         uploads.push_back(from.size());
         inner_->upload(from, to);
     }
@@ -62,6 +69,8 @@ class CountingBackend : public Backend {
 
     std::vector<uint64_t> uploads;  // bytes of each
     bool refuse_compile = false;
+    int let_heaps = 0, refuse_heaps = 0;  // so many are made, then so many refused
+    int fail_upload = 0;                  // the so-many-th from now on; 0: none
     int copies = 0, compiled = 0, submissions = 0;
 
   private:
@@ -94,6 +103,12 @@ struct PlacedModel {
     }
 
     uint64_t bytes_of(std::string_view name) const { return file->tensor_bytes(file->tensor(name)).size(); }
+    // Of all tensors.
+    uint64_t file_bytes() const {
+        uint64_t bytes = 0;
+        for (const TensorInfo& tensor : file->tensors()) bytes += file->tensor_bytes(tensor).size();
+        return bytes;
+    }
 
   private:
     void add(GgufBuilder& builder, const std::string& name, uint64_t rows, uint64_t cols) {

@@ -21,14 +21,15 @@ TEST(WatermarkPolicyTest, ActsAboveTheHighWatermarkDownToTheLowOne) {
     state.limit = 100 * kMiB, state.weight_bytes = 7, state.idle_ns = 1000;
     state.heap_bytes = 90 * kMiB;
     EXPECT_EQ(policy.decide(state).evict_bytes, 0u);
-    EXPECT_FALSE(policy.decide(state).evict_weights);
+    EXPECT_EQ(policy.decide(state).evict_weight_bytes, 0u);
     state.heap_bytes += 1;
     EXPECT_NEAR(static_cast<double>(policy.decide(state).evict_bytes), 40.0 * kMiB, 2);
-    EXPECT_TRUE(policy.decide(state).evict_weights);
+    EXPECT_EQ(policy.decide(state).evict_weight_bytes, policy.decide(state).evict_bytes)
+        << "what sequences do not give";
     state.idle_ns = 999;
-    EXPECT_FALSE(policy.decide(state).evict_weights);
+    EXPECT_EQ(policy.decide(state).evict_weight_bytes, 0u);
     state.idle_ns = 1000, state.weight_bytes = 0;
-    EXPECT_FALSE(policy.decide(state).evict_weights);
+    EXPECT_EQ(policy.decide(state).evict_weight_bytes, 0u);
     state.limit = 0;
     EXPECT_EQ(policy.decide(state).evict_bytes, 0u);
 }

@@ -1,8 +1,11 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <mutex>
 #include <numeric>
+#include <set>
 #include <thread>
+#include <utility>
 
 #include "core/error.h"
 #include "placed_model.h"
@@ -178,7 +181,71 @@ TEST(StagedModel, EvictedWeightsComeBackWithTheNextPass) {
     }
 }
 
-TEST(StagedModel, WeightsComeBackBeforePagesAreTaken) {
+uint64_t sum(std::span<const uint64_t> bytes) {
+    return std::accumulate(bytes.begin(), bytes.end(), uint64_t{0});
+}
+
+TEST(StagedModel, ANeedEvictsAboutSoMuchAndTheNextPassBringsThatAloneBack) {
+    StagedModel whole("mapped");
+    const std::vector<float> wanted = story(whole);
+    EXPECT_EQ(whole.model->evict_weights(1), 0u);
+    for (const char* rules : {"private", "private,blk.1=cpu", "mapped,blk.1-3=private", "private,blk.0=shared"}) {
+        StagedModel placed(rules);
+        EXPECT_EQ(story(placed), wanted);
+        std::set<uint64_t> seen;
+        for (const uint64_t need : {uint64_t{1}, uint64_t{200} << 10, uint64_t{300} << 10, ~uint64_t{0}}) {
+            const auto weight_bytes = [&] {
+                return placed.model->memory().tags[static_cast<int>(Tag::weights)].current;
+            };
+            uint64_t largest = 0;
+            for (const HeapUse& heap : placed.model->pools()[0]->heaps()) largest = std::max(largest, heap.bytes);
+            const uint64_t heaps = placed.model->memory().heap_bytes, held = weight_bytes();
+            const uint64_t freed = placed.model->evict_weights(need);
+            ASSERT_GT(freed, 0u) << rules;
+            EXPECT_LT(freed, need < largest ? need + largest : ~uint64_t{0}) << rules;
+            EXPECT_LE(weight_bytes(), held - freed);
+            const uint64_t back = heaps - placed.model->memory().heap_bytes;
+            EXPECT_GE(back, std::min(freed, need)) << rules;
+            seen.insert(freed);
+            const size_t uploads = placed.device->uploads.size();
+            EXPECT_EQ(story(placed), wanted) << rules << ", " << need;
+            EXPECT_EQ(weight_bytes(), held);
+            if (placed.model->placement().stages.size() > 1) continue;  // activations are uploaded too
+            EXPECT_EQ(sum(std::span(placed.device->uploads).subspan(uploads)), freed) << rules;
+        }
+        EXPECT_GT(seen.size(), 1u) << "not always all: " << rules;
+        const auto count = [&](MemoryAction action) { return placed.model->memory_log().count(action); };
+        EXPECT_EQ(count(MemoryAction::evict_weights).events, 4u);
+        EXPECT_EQ(count(MemoryAction::restore_weights).events, 4u);
+        EXPECT_EQ(count(MemoryAction::evict_weights).bytes, count(MemoryAction::restore_weights).bytes);
+    }
+}
+
+TEST(StagedModel, WhatThePassNeedsLastGoesFirst) {
+    StagedModel placed("private");
+    const auto sequence = placed.model->create_sequence();
+    const std::vector<int32_t> prompt = tokens(4, 1);
+    placed.forward({{sequence.get(), prompt}});
+    const auto owners = [&] {
+        std::set<std::string> names;
+        for (const OwnerUse& use : placed.model->pools()[0]->leaks()) names.insert(use.owner);
+        return names;
+    };
+    ASSERT_TRUE(owners().contains("token_embd.weight"));
+    ASSERT_GT(placed.model->evict_weights(1), 0u);
+    EXPECT_TRUE(owners().contains("token_embd.weight")) << "which the output reads too, at the end";
+    EXPECT_TRUE(owners().contains("blk.0.attn_q.weight"));
+    EXPECT_FALSE(owners().contains("blk.3.ffn_down.weight"));
+    ASSERT_GT(placed.model->evict_weights(1), 0u) << "more, while some are gone";
+    EXPECT_GT(placed.model->evict_weights(), 0u) << "vectors, and the rest";
+    EXPECT_FALSE(owners().contains("token_embd.weight"));
+    EXPECT_FALSE(owners().contains("blk.0.attn_norm.weight"));
+}
+
+class EvictedWeights : public ::testing::TestWithParam<std::optional<uint64_t>> {};
+INSTANTIATE_TEST_SUITE_P(AllOrSome, EvictedWeights, ::testing::Values(std::nullopt, 1));
+
+TEST_P(EvictedWeights, ComeBackBeforePagesAreTaken) {
     StagedModel placed("private");
     const auto count = [&](MemoryAction action) { return placed.model->memory_log().count(action); };
     const auto sequence = placed.model->create_sequence(), idle = placed.model->create_sequence();
@@ -188,7 +255,7 @@ TEST(StagedModel, WeightsComeBackBeforePagesAreTaken) {
 
     placed.model->set_memory_budget(placed.model->memory().heap_bytes + (uint64_t{64} << 10));
     const uint64_t capacity = placed.model->kv_use().capacity;
-    const uint64_t freed = placed.model->evict_weights();
+    const uint64_t freed = placed.model->evict_weights(GetParam());
     ASSERT_GT(freed, 0u);
     EXPECT_EQ(count(MemoryAction::evict_weights).bytes, freed);
     EXPECT_EQ(placed.model->kv_use().capacity, capacity);
@@ -200,7 +267,7 @@ TEST(StagedModel, WeightsComeBackBeforePagesAreTaken) {
     EXPECT_EQ(placed.model->kv_use().capacity, capacity);
 }
 
-TEST(StagedModel, ForWeightsAlsoThoseThatRunMakeRoom) {
+TEST_P(EvictedWeights, AlsoThoseThatRunMakeRoomForThem) {
     StagedModel placed("private");
     const auto sequence = placed.model->create_sequence(), running = placed.model->create_sequence();
     const std::vector<int32_t> prompt = tokens(4, 1), other = tokens(40, 2), next = tokens(1, 3);
@@ -212,11 +279,163 @@ TEST(StagedModel, ForWeightsAlsoThoseThatRunMakeRoom) {
 
     placed.forward({{running.get(), other}});
     placed.model->set_memory_budget(placed.model->memory().heap_bytes + (uint64_t{64} << 10));
-    ASSERT_GT(placed.model->evict_weights(), 0u);
+    ASSERT_GT(placed.model->evict_weights(GetParam()), 0u);
     placed.model->reserve(*running, 2000);
     placed.model->enter(*running, 41, {});
     EXPECT_EQ(placed.forward({{sequence.get(), prompt}}), wanted);
     EXPECT_EQ(placed.forward({{running.get(), next}}), wanted_next);
+}
+
+TEST_P(EvictedWeights, SurviveAHeapThatIsRefused) {
+    for (int fault = 0; fault < 12; ++fault) {
+        StagedModel placed("private");
+        const auto sequence = placed.model->create_sequence();
+        const std::vector<int32_t> prompt = tokens(4, 1);
+        const std::vector<float> wanted = placed.forward({{sequence.get(), prompt}});
+        const uint64_t held = placed.model->memory().tags[static_cast<int>(Tag::weights)].current;
+        ASSERT_TRUE(placed.model->truncate(*sequence, 0));
+        ASSERT_GT(placed.model->evict_weights(GetParam()), 0u);
+        const int refused = 1 + fault / 4;
+        placed.device->let_heaps = fault % 4;
+        placed.device->refuse_heaps = refused;
+        try {
+            EXPECT_EQ(placed.forward({{sequence.get(), prompt}}), wanted);
+        } catch (const OutOfMemory&) {
+            EXPECT_FALSE(GetParam() && refused == 1) << "what had stayed could make room";
+            EXPECT_EQ(sequence->length(), 0u);
+            placed.device->refuse_heaps = 0;
+            EXPECT_EQ(placed.forward({{sequence.get(), prompt}}), wanted);
+        }
+        EXPECT_TRUE(fault % 4 || placed.device->refuse_heaps < refused);
+        EXPECT_EQ(placed.model->memory().tags[static_cast<int>(Tag::weights)].current, held);
+        const auto count = [&](MemoryAction action) { return placed.model->memory_log().count(action); };
+        EXPECT_EQ(count(MemoryAction::evict_weights).bytes, count(MemoryAction::restore_weights).bytes);
+    }
+}
+
+TEST_P(EvictedWeights, SurviveAnUploadThatFails) {
+    StagedModel placed("private");
+    const auto sequence = placed.model->create_sequence();
+    const std::vector<int32_t> prompt = tokens(4, 1);
+    const std::vector<float> wanted = placed.forward({{sequence.get(), prompt}});
+    const uint64_t held = placed.model->memory().tags[static_cast<int>(Tag::weights)].current;
+    int failures = 0;
+    for (int upload = 1;; ++upload) {
+        ASSERT_TRUE(placed.model->truncate(*sequence, 0));
+        ASSERT_GT(placed.model->evict_weights(GetParam()), 0u);
+        placed.device->fail_upload = upload;
+        try {
+            EXPECT_EQ(placed.forward({{sequence.get(), prompt}}), wanted);
+            break;
+        } catch (const DeviceError&) {
+            ++failures;
+        }
+        if (upload % 2) placed.model->evict_weights(1);  // of what had come back, too
+        EXPECT_EQ(placed.forward({{sequence.get(), prompt}}), wanted) << upload;
+        EXPECT_EQ(placed.model->memory().tags[static_cast<int>(Tag::weights)].current, held);
+    }
+    EXPECT_GT(failures, 5);
+}
+
+// Decides once what it is told to.
+class ToldPolicy final : public ResidencyPolicy {
+  public:
+    MemoryDecision decide(const MemoryState&) const override {
+        const std::lock_guard lock(mutex_);
+        ++decided_;
+        return std::exchange(next_, {});
+    }
+    // Returns when it was carried out.
+    void tell(const MemoryDecision& decision) {
+        int now = 0;
+        {
+            const std::lock_guard lock(mutex_);
+            next_ = decision;
+            now = decided_;
+        }
+        while (decided_ < now + 2) std::this_thread::yield();
+    }
+
+  private:
+    mutable std::mutex mutex_;
+    mutable MemoryDecision next_;
+    mutable std::atomic<int> decided_{0};
+};
+
+TEST(StagedModel, WeightsGiveWhatSequencesDidNot) {
+    const auto policy = std::make_shared<ToldPolicy>();
+    StagedModel placed("private", {}, 0, 48, policy);
+    const auto evicted = [&] { return placed.model->memory_log().count(MemoryAction::evict_weights); };
+    const auto sequence = placed.model->create_sequence();
+    const std::vector<int32_t> prompt = tokens(4, 1);
+    const std::vector<float> wanted = placed.forward({{sequence.get(), prompt}});
+    placed.model->reserve(*sequence, 2000);
+    MemoryDecision decision;
+    decision.evict_bytes = ~uint64_t{0}, decision.evict_weight_bytes = 1;
+    uint64_t before = placed.model->memory().heap_bytes;
+    policy->tell(decision);
+    EXPECT_EQ(placed.model->use(*sequence).pages, 0u);
+    EXPECT_LT(placed.model->memory().heap_bytes, before);
+    EXPECT_EQ(evicted().events, 0u) << "the sequence gave enough";
+    policy->tell(decision);
+    EXPECT_EQ(evicted().events, 1u);
+    const uint64_t first = evicted().bytes;
+    EXPECT_GT(first, 0u);
+    before = placed.model->memory().heap_bytes;
+    policy->tell({0, false, ~uint64_t{0}});
+    EXPECT_EQ(evicted().events, 2u) << "there was more";
+    policy->tell({0, false, ~uint64_t{0}});
+    EXPECT_EQ(evicted().events, 2u) << "nothing is left whose heap would come back";
+    ASSERT_TRUE(placed.model->truncate(*sequence, 0));
+    EXPECT_EQ(placed.forward({{sequence.get(), prompt}}), wanted);
+}
+
+TEST(StagedModel, AnIdleModelGivesDownToTheLowWatermark) {
+    StagedModel loaded("private");
+    const auto first = loaded.model->create_sequence();
+    const std::vector<int32_t> prompt = tokens(4, 1);
+    const std::vector<float> wanted = loaded.forward({{first.get(), prompt}});
+    const double heaps = static_cast<double>(loaded.model->memory().heap_bytes);
+    double pages = 0;
+    for (const HeapUse& heap : loaded.model->pools()[0]->heaps()) {
+        if (heap.tags[static_cast<int>(Tag::kv)]) pages += static_cast<double>(heap.bytes);
+    }
+    const double limit = heaps / 0.95, low = (heaps - pages - (100 << 10)) / limit;
+    const auto policy = std::make_shared<WatermarkPolicy>(WatermarkPolicy::Options{(0.95 + low) / 2, low, 0.5, 1});
+    StagedModel placed("private", {}, 0, 48, policy);
+    const auto sequence = placed.model->create_sequence();
+    const auto count = [&](MemoryAction action) { return placed.model->memory_log().count(action); };
+    for (uint64_t round = 1; round < 4; ++round) {
+        EXPECT_EQ(placed.forward({{sequence.get(), prompt}}), wanted);
+        const uint64_t copied = count(MemoryAction::evict_weights).bytes;
+        placed.model->set_memory_budget(static_cast<uint64_t>(limit));
+        while (count(MemoryAction::evict_weights).events < round) std::this_thread::yield();
+        placed.model->set_memory_budget(0);
+        const uint64_t freed = count(MemoryAction::evict_weights).bytes - copied;
+        EXPECT_GE(freed, uint64_t{64} << 10);
+        EXPECT_LT(freed, loaded.source.file_bytes() / 2 + (uint64_t{64} << 10)) << "not all";
+        EXPECT_LT(static_cast<double>(placed.model->memory().heap_bytes), low * limit);
+        ASSERT_TRUE(placed.model->truncate(*sequence, 0));
+    }
+}
+
+// Whatever has gone, the rest comes back into what a load takes.
+TEST(StagedModel, WhatComesBackFitsWhereItWas) {
+    for (const char* rules : {"private", "shared", "private,blk.2=shared", "private,token_embd=mapped,blk.1=cpu"}) {
+        StagedModel placed(rules);
+        const auto sequence = placed.model->create_sequence();
+        const std::vector<int32_t> prompt = tokens(70, 1);
+        const std::vector<float> wanted = placed.forward({{sequence.get(), prompt}});
+        placed.model->set_memory_budget(placed.model->memory().heap_bytes);
+        uint64_t evictions = 0;
+        for (uint64_t need = 1; need < (uint64_t{1} << 20); need += uint64_t{60} << 10) {
+            evictions += placed.model->evict_weights(need) > 0;
+            ASSERT_TRUE(placed.model->truncate(*sequence, 0));
+            EXPECT_EQ(placed.forward({{sequence.get(), prompt}}), wanted) << rules << ", " << need;
+            EXPECT_LE(placed.model->memory().heap_bytes, placed.model->memory().budget);
+        }
+        EXPECT_TRUE(evictions > 10 || std::string_view(rules) == "shared") << evictions;
+    }
 }
 
 // Decides that weights go, after something else happened meanwhile.
@@ -224,7 +443,7 @@ class HastyPolicy final : public ResidencyPolicy {
   public:
     MemoryDecision decide(const MemoryState& state) const override {
         MemoryDecision decision;
-        decision.evict_weights = state.weight_bytes != 0 && meanwhile();
+        decision.evict_weight_bytes = state.weight_bytes != 0 && meanwhile() ? ~uint64_t{0} : 0;
         ++decided;
         return decision;
     }
@@ -256,13 +475,13 @@ TEST(StagedModel, WeightsOfAModelThatRanMeanwhileStay) {
     }
 }
 
-TEST(StagedModel, APassThatCannotCompileAgainLeavesTheNextOneToTry) {
+TEST_P(EvictedWeights, APassThatCannotCompileAgainLeavesTheNextOneToTry) {
     StagedModel placed("private,blk.1=cpu");
     const auto sequence = placed.model->create_sequence();
     const std::vector<int32_t> prompt = tokens(4, 1);
     const std::vector<float> wanted = placed.forward({{sequence.get(), prompt}});
     ASSERT_TRUE(placed.model->truncate(*sequence, 0));
-    ASSERT_GT(placed.model->evict_weights(), 0u);
+    ASSERT_GT(placed.model->evict_weights(GetParam()), 0u);
     placed.host->refuse_compile = true;
     EXPECT_THROW(placed.forward({{sequence.get(), prompt}}), OutOfMemory);
     EXPECT_EQ(sequence->length(), 0u);

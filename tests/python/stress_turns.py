@@ -142,7 +142,7 @@ class Turns:
         elif action == "compact":
             self.model.compact()
         elif action == "evict_weights":
-            self.model.evict_weights()
+            self.model.evict_weights(rng.choice([None, 1, 200_000]))
         else:
             self.renew(number)
 

@@ -56,6 +56,31 @@ def test_copies_give_the_same_logits_and_come_back_after_eviction(load_golden: L
 
 
 @pytest.mark.device
+@pytest.mark.parametrize("weights", ["private", "private,token_embd=shared", "mapped,blk.1-=private"])
+def test_a_need_evicts_about_so_much(weights: str) -> None:
+    options: dict[str, Any] = {"weights": weights, "batch_tokens": 32}
+    with mn.load("demo", **options) as model:
+        wanted = model.generate("Once upon a time", max_tokens=12, sampling=GREEDY).text
+        held = model.memory()
+        copied = held.tags["weights"].current - held.mapped_bytes
+        freed = []
+        for need in (1, 4_500_000, 1 << 40):
+            before = model.memory().heap_bytes
+            freed.append(model.evict_weights(need))
+            assert before - model.memory().heap_bytes >= min(need, freed[-1])
+            largest = max(heap.bytes for heap in held.heap_list)
+            assert 0 < freed[-1] < need + largest
+            assert model.generate("Once upon a time", max_tokens=12, sampling=GREEDY).text == wanted
+            assert model.memory().tags["weights"].current == held.tags["weights"].current
+        assert freed[0] < freed[1] <= freed[2] <= copied
+        actions = model.memory().actions
+        assert actions["evict_weights"] == actions["restore_weights"] == (3, sum(freed))
+        assert model.evict_weights(0) == 0
+        with pytest.raises(mn.RequestError, match="at_least"):
+            model.evict_weights(-1)
+
+
+@pytest.mark.device
 def test_a_chat_goes_on_after_eviction(load_golden: Load) -> None:
     wanted = load_golden("llama").generate([1, 2, 3], max_tokens=20, sampling=GREEDY, ignore_eos=True).token_ids
     model = load_golden("llama", weights="private")

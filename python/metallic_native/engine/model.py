@@ -92,13 +92,19 @@ class Model:
         """Where the weights are, which device computes what, and the numbers that decided it."""
         return Placement.of(self.native.placement)
 
-    def evict_weights(self) -> int:
+    def evict_weights(self, at_least: int | None = None) -> int:
         """Free the copies of weights that are not mapped, once no forward pass runs; their bytes are returned.
 
-        The model stays usable: its next forward pass makes room for them again, compiles the program and uploads them,
-        which takes as long as the first one did, and raises OutOfMemory when there is no room.
+        All of them, or only so many that ``at_least`` bytes of heaps go back to the system: those first that a pass
+        needs last, a matrix of more than 4 MiB alone, smaller ones with all that share their heap. What is in a heap
+        with something else stays then, so that less may come back.
+
+        The model stays usable: its next forward pass makes room for what is missing, compiles the program and uploads
+        it, which takes as long as the first one did if that is all, and raises OutOfMemory when there is no room.
         """
-        return self.native.evict_weights()
+        if at_least is not None and at_least < 0:
+            raise RequestError("at_least must not be negative")
+        return self.native.evict_weights(at_least)
 
     def memory(self) -> MemoryReport:
         """Bytes by tag, peaks and pages; may be called while a generation runs."""
