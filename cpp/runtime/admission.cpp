@@ -70,8 +70,12 @@ Admission::Caller::~Caller() {
 
 std::string Admission::what_would_fit(uint64_t tokens, uint64_t available) const {
     std::vector<std::string> ways;
-    if (const uint64_t most = most_tokens(cache_, available, tokens)) {
-        ways.push_back("a prompt and answer of at most " + std::to_string(most) + " tokens together");
+    // Claims have a page of headroom, where the context has room for it.
+    if (const uint64_t most = most_tokens(cache_, available, tokens); most > kPageTokens) {
+        const std::string together = std::to_string(most - kPageTokens);
+        ways.push_back("a prompt and answer of at most " + together + " tokens together");
+    } else if (most > 0) {
+        ways.push_back("a context of " + std::to_string(most) + " tokens");
     }
     if (const auto dtype = type_that_fits(cache_, tokens, available)) {
         ways.push_back("keys and values in " + std::string(dtype_info(*dtype).name));

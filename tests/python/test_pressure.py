@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -325,6 +326,30 @@ def test_what_can_never_fit_is_refused_with_what_would(load: Load) -> None:
     assert error.owner == "kv"
     assert error.needed > error.available > 0
     assert len(model.generate(ids(100, 0), 10, GREEDY, ignore_eos=True).token_ids) == 10
+
+
+@pytest.mark.parametrize("pages", [1, 2, 5])
+def test_what_is_said_to_fit_does(tmp_path: Path, pages: int) -> None:
+    path = tmp_path / "wide.gguf"
+    write_tiny_llama(path, context=CONTEXT, head_size=256)
+    options: dict[str, Any] = {"batch_tokens": 64, "kv_type": "f32"}
+    with mn.load(path, **options) as model:
+        options["memory_budget"] = model.memory().heap_bytes + pages * page_bytes(model)
+    with mn.load(path, **options) as model:
+        with pytest.raises(mn.OutOfMemory, match="what would fit: ") as caught:
+            model.generate(ids(8, 0), CONTEXT - 64, GREEDY)
+        if found := re.search(r"a prompt and answer of at most (\d+) tokens together", str(caught.value)):
+            together = int(found[1])
+            for prompt in {1, together - 5}:
+                drawn = model.generate(ids(prompt, 0), together - prompt, GREEDY, ignore_eos=True)
+                assert (len(drawn.token_ids), drawn.finish_reason) == (together - prompt, "length")
+            with pytest.raises(mn.OutOfMemory, match=f"at most {together} tokens"):
+                model.generate(ids(1, 0), together + PAGE, GREEDY)
+            return
+    found = re.search(r"a context of (\d+) tokens", str(caught.value))
+    assert found
+    with mn.load(path, context_length=int(found[1]), **options) as model:
+        assert model.generate(ids(8, 0), None, GREEDY, ignore_eos=True).finish_reason == "context"
 
 
 @pytest.mark.cpu_only  # the budget is counted without what a device needs to upload them
