@@ -86,6 +86,8 @@ def test_starting_imports_nothing_heavy() -> None:
         (["generate", "x", "-m", LLAMA, "--top-p", "3"], 2, r"top_p = 3.0 is out of range"),
         (["generate", "x", "-m", LLAMA, "--stop", ""], 2, r"stop must be strings that are not empty"),
         (["generate", "x", "-m", LLAMA, "--memory", "lots"], 2, r"'lots' is no amount of memory"),
+        (["inspect", LLAMA, "--memory", "0"], 2, r"'0' is no amount of memory"),
+        (["inspect", LLAMA, "--memory", "999999999TB"], 2, r"'999999999TB' is no amount of memory"),
         (
             ["generate", "x", "-m", LLAMA, "--kv-type", "q9"],
             2,
@@ -163,7 +165,9 @@ def test_amounts_of_memory(text: str, size: int) -> None:
     assert parse_size(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "-1", "GB", "1 XB", "1e9", "1..5", "nan", "inf", "1" * 40])
+@pytest.mark.parametrize(
+    "text", ["", "-1", "GB", "1 XB", "1e9", "1..5", "nan", "inf", "1" * 40, "0", "0.5", "9999999TB", "\u0663MB"]
+)
 def test_amounts_of_memory_that_make_no_sense(text: str) -> None:
     with pytest.raises(typer.BadParameter):
         parse_size(text)

@@ -31,15 +31,17 @@ Precision = Literal["auto", "float32", "float16", "bfloat16", "int8"]
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _UNITS |= {"kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
 _UNITS |= {"tib": 1 << 40, "b": 1}
+_MOST_BYTES = 1 << 63
 
 
 def parse_size(text: str) -> int:
-    """Bytes of ``512MB`` (powers of 1000), ``2GiB`` or ``2G`` (powers of 1024), or a plain number."""
-    found = re.fullmatch(r"(\d{1,15}(?:\.\d{1,15})?)\s*([a-z]*)", text.strip().lower())
+    """Bytes of ``512MB`` (powers of 1000), ``2GiB`` or ``2G`` (powers of 1024), or a plain number, at least 1."""
+    found = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,15})?)\s*([a-z]*)", text.strip().lower())
     unit = _UNITS.get(found[2]) if found else None
-    if found is None or unit is None:
+    size = int(float(found[1]) * unit) if found and unit else 0
+    if not 1 <= size <= _MOST_BYTES:
         raise typer.BadParameter(f"{text!r} is no amount of memory: write 512MB, 2GB, 2GiB or a number of bytes")
-    return int(float(found[1]) * unit)
+    return size
 
 
 def one_of(choices: Any) -> Callable[[str], str]:
