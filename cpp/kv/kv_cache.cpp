@@ -314,11 +314,23 @@ uint64_t KvCache::bytes_per_token() const noexcept {
     return bytes;
 }
 
+uint64_t KvCache::largest_page(const Pool* pool) const noexcept {
+    uint64_t stride = 1;
+    for (size_t g = 0; g < groups_.size(); ++g) {
+        if (!pool || groups_[g].pool == pool) stride = std::max(stride, stores_[g]->page_stride());
+    }
+    return stride;
+}
+
 uint64_t KvCache::other_bytes() const {
     uint64_t bytes = 0;
     for (const Pool* pool : pools_) {
-        const PoolStatistics use = pool->statistics();
-        bytes += use.current() - use.tags[static_cast<int>(Tag::kv)].current - use.mapped_bytes;
+        const auto group =
+            std::find_if(groups_.begin(), groups_.end(), [&](const KvGroup& one) { return one.pool == pool; });
+        // Without pages there, nothing of its heaps is for them.
+        const Storage storage =
+            group == groups_.end() ? Storage::mapped : stores_[static_cast<size_t>(group - groups_.begin())]->storage();
+        bytes += pool->withheld_bytes(Tag::kv, storage, largest_page(pool));
     }
     return bytes;
 }
@@ -329,8 +341,8 @@ uint64_t KvCache::capacity() const {
         const uint64_t budget = group.pool->budget()->limit();
         limit = std::max(limit, budget ? budget : group.backend->device().memory_bytes);
     }
-    const uint64_t others = std::max(other_bytes(), expected_others_);
-    return limit > others ? limit - others : 0;
+    const uint64_t others = std::max(other_bytes(), expected_others_), page = largest_page(nullptr);
+    return limit > others ? (limit - others) / page * page : 0;
 }
 
 uint64_t KvCache::claimed(const Sequence* except) const noexcept {

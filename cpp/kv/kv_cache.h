@@ -86,9 +86,9 @@ class KvCache {
     uint64_t bytes_for(uint64_t tokens) const noexcept;
     // What one token takes in all groups, without regard to windows.
     uint64_t bytes_per_token() const noexcept;
-    // The most bytes that pages may take: the budget, less what is not pages.
+    // The most bytes that pages may take: the budget, less what pages cannot have, in whole pages.
     uint64_t capacity() const;
-    // Bytes that are not pages.
+    // Bytes of heaps that pages cannot have, see Pool::withheld_bytes.
     uint64_t other_bytes() const;
     // So many of them count also while there are fewer: weights were given up that will be taken back, and no
     // generation is let in on their room. 0: none.
@@ -102,6 +102,8 @@ class KvCache {
     uint64_t pages_copied() const noexcept;
 
   private:
+    // The bytes of the largest kind of page, in this pool or (null) in all.
+    uint64_t largest_page(const Pool* pool) const noexcept;
     bool active(const Sequence& sequence, uint64_t now) const noexcept;
     bool idle(const Sequence& sequence, uint64_t now) const noexcept;
     bool gives_way(const Sequence& sequence, const Sequence& needy, std::span<Sequence* const> pass) const noexcept;

@@ -4,6 +4,8 @@
 #include <map>
 #include <numeric>
 
+#include "core/error.h"
+
 namespace metallic {
 namespace {
 
@@ -62,8 +64,22 @@ void PageStore::shut(SlabId id) {
     open_.pop_back();
 }
 
+// Where memory is unified, storage of the device alone would be no faster, and could not share heaps.
+Storage PageStore::storage() const noexcept {
+    return backend_.device().unified_memory ? Storage::shared : Storage::exclusive;
+}
+
 void PageStore::add_slab() {
     const uint64_t pages = slab_pages(stride_, held_);
+    try {
+        add_slab(pages);
+    } catch (const OutOfMemory&) {
+        if (pages == 1) throw;
+        add_slab(1);
+    }
+}
+
+void PageStore::add_slab(uint64_t pages) {
     Slab slab;
     // All that can throw comes before anything changes.
     slab.references.assign(pages, 0);
@@ -72,9 +88,7 @@ void PageStore::add_slab() {
     make_room(by_base_);
     open_.reserve(slabs_.capacity());
     holes_.reserve(slabs_.capacity());
-    // Where memory is unified, storage of the device alone would be no faster, and could not share heaps.
-    const Storage storage = backend_.device().unified_memory ? Storage::shared : Storage::exclusive;
-    slab.memory = pool_.allocate_bytes(stride_ * pages, Tag::kv, owner_, storage);
+    slab.memory = pool_.allocate_bytes(stride_ * pages, Tag::kv, owner_, storage());
     slab.base = slab.memory.view().address();
     for (uint64_t i = pages; i-- > 0;) slab.free.push_back(static_cast<uint32_t>(i));
     SlabId id = static_cast<SlabId>(slabs_.size());

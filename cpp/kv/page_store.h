@@ -45,6 +45,7 @@ class PageStore {
     // What a page takes from the pool.
     uint64_t page_stride() const noexcept { return stride_; }
     static uint64_t stride_of(uint64_t page_bytes) noexcept;
+    Storage storage() const noexcept;
     // How many pages of so many bytes a store holds that has only grown, once so many are in use.
     static uint64_t held_pages(uint64_t page_bytes, uint64_t pages) noexcept;
 
@@ -64,6 +65,7 @@ class PageStore {
     uint32_t slot(uint64_t page) const { return static_cast<uint32_t>((page - slab_of(page).base) / stride_); }
     static uint64_t slab_pages(uint64_t stride, uint64_t held) noexcept;
     void add_slab();
+    void add_slab(uint64_t pages);
     void drop_slab(SlabId id);
     void open(SlabId id);
     void shut(SlabId id);

@@ -62,12 +62,14 @@ void HeapSet::enter(const Request& request, const Tlsf::Block& block, Place& pla
     count(slot, request);
 }
 
-// A heap more; where the budget is used up, whatever is free in any heap will do.
+// A heap more; where the budget is used up, whatever is free in any heap will do. Slabs of keys and values are alike: a
+// heap of whole ones has no rest that the budget counts and nobody can use.
 bool HeapSet::grow(const Request& request, Place& place) {
     Arena& arena = arena_of(request);
-    const uint64_t growth = std::clamp(arena.bytes, Pool::kFirstHeapBytes, Pool::kHeapBytes);
+    const uint64_t growth = std::max(std::clamp(arena.bytes, Pool::kFirstHeapBytes, Pool::kHeapBytes), request.bytes);
+    const uint64_t step = request.tag == Tag::kv ? request.bytes : Pool::kAlignment;
     const auto own = static_cast<uint32_t>(&arena - arenas_.data());
-    add_heap(request, std::max(growth, request.bytes), own);
+    add_heap(request, growth / step * step, step, own);
     for (const uint32_t index : {own, own ^ 1}) {
         const auto block = arenas_[index].blocks.take_any(request.bytes);
         if (!block) continue;
@@ -97,7 +99,7 @@ bool HeapSet::take_whole(const Request& request, Place& place) {
         if (best == kWhole || bytes < slots_[best].heap->bytes()) best = i;
     }
     if (best == kWhole) {
-        const auto added = add_heap(request, request.bytes, kWhole);
+        const auto added = add_heap(request, request.bytes, Pool::kAlignment, kWhole);
         if (!added) return false;
         best = *added;
     }
@@ -126,9 +128,9 @@ std::shared_ptr<Heap> HeapSet::create(const Request& request, uint64_t& granted)
     return backend_.create_heap(granted, request.storage, request.owner, contents);
 }
 
-std::optional<uint32_t> HeapSet::add_heap(const Request& request, uint64_t most, uint32_t arena) {
-    uint64_t granted = budget_.take(request.bytes, most, Pool::kAlignment);
-    if (!granted && drop_empty() > 0) granted = budget_.take(request.bytes, most, Pool::kAlignment);
+std::optional<uint32_t> HeapSet::add_heap(const Request& request, uint64_t most, uint64_t step, uint32_t arena) {
+    uint64_t granted = budget_.take(request.bytes, most, step);
+    if (!granted && drop_empty() > 0) granted = budget_.take(request.bytes, most, step);
     if (!granted) return std::nullopt;
     uint32_t index = 0;
     std::shared_ptr<Heap> heap;
@@ -228,6 +230,17 @@ bool HeapSet::set_draining(uint64_t id, bool draining, uint64_t now) noexcept {
     if (found->arena != kWhole) arenas_[found->arena].blocks.set_closed(found->region, draining);
     found->empty_since = now;
     return true;
+}
+
+uint64_t HeapSet::withheld(Tag tag, Storage storage, uint64_t bytes) const noexcept {
+    uint64_t sum = 0;
+    for (const Slot& slot : slots_) {
+        const uint64_t others = slot.used - slot.tags[static_cast<size_t>(tag)];
+        if (!slot.heap || others == 0) continue;
+        const bool shared = slot.arena != kWhole && slot.heap->storage() == storage;
+        sum += shared ? others + (slot.heap->bytes() - others) % bytes : slot.heap->bytes();
+    }
+    return sum;
 }
 
 void HeapSet::report(PoolStatistics& statistics) const noexcept {

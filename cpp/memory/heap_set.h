@@ -42,6 +42,8 @@ class HeapSet {
     uint64_t drop_empty() noexcept;
     bool set_draining(uint64_t id, bool draining, uint64_t now) noexcept;
 
+    // See Pool::withheld_bytes.
+    uint64_t withheld(Tag tag, Storage storage, uint64_t bytes) const noexcept;
     void report(PoolStatistics& statistics) const noexcept;
     std::vector<HeapUse> uses() const;
 
@@ -74,7 +76,8 @@ class HeapSet {
     void enter(const Request& request, const Tlsf::Block& block, Place& place);
     void enter_whole(const Request& request, uint32_t index, Place& place);
     void count(Slot& slot, const Request& request) noexcept;
-    std::optional<uint32_t> add_heap(const Request& request, uint64_t most, uint32_t arena);
+    // Of at most `most` bytes, and whole `step`s of them.
+    std::optional<uint32_t> add_heap(const Request& request, uint64_t most, uint64_t step, uint32_t arena);
     std::shared_ptr<Heap> create(const Request& request, uint64_t& granted);
     uint32_t free_slot();
     void drop(Slot& slot) noexcept;

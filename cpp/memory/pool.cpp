@@ -163,6 +163,10 @@ PoolStatistics Pool::statistics() const {
     return state_->statistics();
 }
 
+uint64_t Pool::withheld_bytes(Tag tag, Storage storage, uint64_t bytes) const noexcept {
+    return state_->withheld(tag, storage, bytes);
+}
+
 std::vector<HeapUse> Pool::heaps() const {
     return state_->heaps();
 }

@@ -131,6 +131,9 @@ class Pool {
 
     const std::shared_ptr<Budget>& budget() const noexcept;
     PoolStatistics statistics() const;
+    // Bytes of heaps that allocations of `bytes` each, of this tag and storage, cannot have however many of their kind
+    // go: what others have there, and the rests that are too small. At least 1 byte each.
+    uint64_t withheld_bytes(Tag tag, Storage storage, uint64_t bytes) const noexcept;
     // In order of ids. O(allocations).
     std::vector<HeapUse> heaps() const;
     // The live allocations by owner, most bytes first.

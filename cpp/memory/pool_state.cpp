@@ -137,6 +137,11 @@ PoolStatistics PoolState::statistics() const {
     return result;
 }
 
+uint64_t PoolState::withheld(Tag tag, Storage storage, uint64_t bytes) const noexcept {
+    const std::lock_guard lock(mutex_);
+    return heaps_.withheld(tag, storage, bytes);
+}
+
 std::vector<HeapUse> PoolState::heaps() const {
     const std::lock_guard lock(mutex_);
     return heaps_.uses();

@@ -33,6 +33,7 @@ class PoolState : public std::enable_shared_from_this<PoolState> {
     uint64_t drop_empty_heaps() noexcept;
     bool set_draining(uint64_t heap_id, bool draining) noexcept;
     PoolStatistics statistics() const;
+    uint64_t withheld(Tag tag, Storage storage, uint64_t bytes) const noexcept;
     std::vector<HeapUse> heaps() const;
     std::vector<OwnerUse> owners() const;
     uint64_t now() const noexcept;

@@ -131,6 +131,34 @@ def test_what_is_let_in_under_the_least_budget_goes_ahead(load_golden: Load, nam
         budget += max(error.needed - error.available, 4096)
 
 
+@pytest.mark.parametrize("weights", ["mapped", "private", "shared"])
+def test_what_is_let_in_alone_is_not_ended_for_want_of_memory(tmp_path: Path, weights: str) -> None:
+    """Pages of 128 KiB, of which heaps may hold few, beside copies of weights that leave parts of heaps over."""
+    path = tmp_path / "wide.gguf"
+    write_tiny_llama(path, context=CONTEXT, head_size=256)
+    options: dict[str, Any] = {"batch_tokens": 64, "kv_type": "f32", "weights": weights}
+    with mn.load(path, **options) as model:
+        model.generate([1], 2, GREEDY, ignore_eos=True)
+        use, page = model.memory(), page_bytes(model)
+        wanted = model.generate(ids(100, 1), 2, GREEDY, ignore_eos=True).token_ids
+    ends = set()
+    for rest in range(0, 8 * page, 3 * page // 4):
+        try:
+            model = mn.load(path, **options, memory_budget=use.heap_bytes + rest)
+            model.generate([1], 1, GREEDY)  # takes what uploads need
+        except mn.OutOfMemory:  # heaps divide otherwise where the budget is tight
+            continue
+        with model:
+            try:
+                assert model.generate(ids(100, 1), 2, GREEDY, ignore_eos=True).token_ids == wanted
+                ends.add("done")
+            except mn.OutOfMemory as error:
+                if "what would fit" not in str(error):
+                    raise
+                ends.add("refused")
+    assert "done" in ends
+
+
 # ---- giving way -----------------------------------------------------------------------------------------------------
 
 

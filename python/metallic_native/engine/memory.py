@@ -89,7 +89,8 @@ class MemoryReport:
     budget: int
     """The limit on ``heap_bytes``; 0 is none."""
     capacity: int
-    """The most bytes that pages may take: the budget, or the device's recommended working set, less all else."""
+    """The most bytes that pages may take: the budget, or the device's recommended working set, less the heaps of all
+    else, but for the whole pages that fit in what is free there."""
     saved_bytes: int
     """Host memory in which evicted pages wait."""
     pages_copied: int
