@@ -108,6 +108,13 @@ def test_reserved_and_grown_capacity_give_the_same_text(load: Load) -> None:
     assert model.memory().pages_copied == 0
 
 
+@pytest.mark.parametrize("tokens", [-1, CONTEXT + 1, 2**64, 32.0, "32", None])
+def test_a_reservation_is_of_tokens_that_the_context_holds(load: Load, tokens: Any) -> None:
+    cache = load().new_cache()
+    with pytest.raises(mn.RequestError, match=f"0 to {CONTEXT} tokens"):
+        cache.reserve(tokens)
+
+
 @pytest.mark.parametrize("name", ["llama", "gemma3"])
 def test_what_is_let_in_under_the_least_budget_goes_ahead(load_golden: Load, name: str) -> None:
     prompt = ids(150, 4)

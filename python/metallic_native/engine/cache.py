@@ -57,9 +57,11 @@ class CachedTokens:
 
     def reserve(self, tokens: int) -> None:
         """Take the pages of ``tokens`` tokens now instead of as they come. Idle caches make room for that, running
-        generations do not. Raises OutOfMemory.
+        generations do not. Raises OutOfMemory, and RequestError for more than the context holds.
         """
         self._open()
+        if type(tokens) is not int or not 0 <= tokens <= self._context_length:
+            raise RequestError(f"a reservation is of 0 to {self._context_length} tokens, not {tokens!r}")
         self._sequence.reserve(tokens)
 
     def belongs_to(self, native: _native.Model) -> bool:
