@@ -220,6 +220,19 @@ def test_chat_uses_the_template(load_golden: Load) -> None:
     assert model.chat(messages, max_tokens=10, sampling=GREEDY).text == direct.text or direct.finish_reason == "length"
 
 
+def test_a_chat_can_go_on_beyond_the_context(load_golden: Load) -> None:
+    messages = [{"role": "user", "content": "the thing"}]
+    whole = load_golden("llama")
+    ids = whole.template.encode(whole.tokenizer, messages)
+    model = load_golden("llama", context_length=len(ids) + 8)
+    endless = GREEDY.replace(logit_bias=dict.fromkeys(model.tokenizer.end_of_generation_ids, -1000000.0))
+    assert model.chat(messages, 30, endless).finish_reason == "context"
+    shifted = model.chat(messages, 30, endless, context_shift=2)
+    assert (shifted.finish_reason, len(shifted.token_ids)) == ("length", 30)
+    assert shifted.stats.context_shifts > 0
+    assert shifted.token_ids == model.generate(ids, 30, endless, context_shift=2).token_ids
+
+
 @pytest.mark.parametrize("name", ["llama", "gemma3"])
 def test_a_session_computes_only_what_is_new(load_golden: Load, name: str) -> None:
     model = load_golden(name, kv_type="f32")

@@ -319,11 +319,15 @@ class Model:
         *,
         tools: Sequence[Any] | None = None,
         cache: CachedTokens | None = None,
+        context_shift: int | None = None,
         **template_variables: Any,
     ) -> Generation:
-        """Answer ``messages`` (dicts with ``role`` and ``content``), rendered with the model's chat template."""
+        """Answer ``messages`` (dicts with ``role`` and ``content``), rendered with the model's chat template.
+
+        Other arguments are those of :meth:`generate`.
+        """
         ids = self.template.encode(self.tokenizer, messages, tools=tools, **template_variables)
-        return self.generate(ids, max_tokens, sampling, stop, cache=cache)
+        return self.generate(ids, max_tokens, sampling, stop, cache=cache, context_shift=context_shift)
 
 
 def collect(chunks: Iterator[Chunk], stats: GenerationStats, *, with_logprobs: bool) -> Generation:
