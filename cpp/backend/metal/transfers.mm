@@ -11,7 +11,8 @@ namespace {
 
 // On macOS, blits copy whole words: MTLBlitCommandEncoder, copyFromBuffer:...size:.
 constexpr uint64_t kWord = 4;
-constexpr uint64_t kChunk = Transfers::kStageBytes - 2 * kWord;  // leaves room for the words around an odd range
+constexpr uint64_t kAround = 2 * kWord;  // the words around an odd range
+constexpr uint64_t kChunk = Transfers::kStageBytes - kAround;
 
 // The whole words around a range. A heap's buffer is whole words long.
 struct Cover {
@@ -68,22 +69,37 @@ Binding Transfers::bind(const Stage& stage, uint64_t bytes) const {
     return heap->bind(stage.memory->offset, bytes);
 }
 
-// Where there is no memory for all stages, fewer must do.
-Transfers::Stage& Transfers::next_stage() {
-    Stage* stage = &stages_[turn_++ % kStages];
-    if (!stage->memory) {
+// Where there is no memory for all stages, fewer must do, or a smaller one.
+void Transfers::make_room(Stage*& stage, uint64_t bytes) {
+    const auto other =
+        std::find_if(stages_.begin(), stages_.end(), [](const Stage& one) { return one.memory != nullptr; });
+    for (uint64_t size = std::clamp(bytes + kAround, kLeastStageBytes, kStageBytes);;
+         size = std::max(size / 2, kLeastStageBytes)) {
         try {
-            if (!stage->completion) stage->completion = std::make_unique<Completion>(context_->progress());
-            stage->memory =
-                allocator_->allocate(kStageBytes, Storage::shared, Tag::staging, "staging", Contents::undefined);
+            stage->memory = allocator_->allocate(size, Storage::shared, Tag::staging, "staging", Contents::undefined);
+            return;
         } catch (const OutOfMemory&) {
-            stage =
-                std::find_if(stages_.begin(), stages_.end(), [](const Stage& one) { return one.memory != nullptr; });
-            if (stage == stages_.end()) throw;
+            if (other != stages_.end()) {
+                stage = other;
+                return;
+            }
+            if (size <= kLeastStageBytes) throw;
         }
     }
+}
+
+Transfers::Stage& Transfers::next_stage(uint64_t bytes) {
+    Stage* stage = &stages_[turn_++ % kStages];
+    if (!stage->memory) make_room(stage, bytes);
+    if (!stage->completion) stage->completion = std::make_unique<Completion>(context_->progress());
     settle(*stage);
     return *stage;
+}
+
+Transfers::Stage& Transfers::direct() {
+    if (!direct_.completion) direct_.completion = std::make_unique<Completion>(context_->progress());
+    settle(direct_);
+    return direct_;
 }
 
 void Transfers::settle(Stage& stage) {
@@ -94,12 +110,17 @@ void Transfers::settle(Stage& stage) {
 }
 
 void Transfers::begin() {
+    settle(direct_);
     for (Stage& stage : stages_) settle(stage);
     failed_ = nullptr;
 }
 
 void Transfers::finish() {
-    for (Stage& stage : stages_) settle(stage);
+    settle(direct_);
+    for (Stage& stage : stages_) {
+        settle(stage);
+        stage.memory.reset();
+    }
     context_->release_retired();
     if (failed_) std::rethrow_exception(std::exchange(failed_, nullptr));
 }
@@ -116,10 +137,10 @@ void Transfers::blit(const Binding& from, const Binding& to, Stage& stage) {
 }
 
 void Transfers::stage_in(std::span<const std::byte> from, const Binding& to) {
-    for (uint64_t at = 0; at < from.size() && !failed_; at += kChunk) {
-        const Binding part = to.at(at, std::min<uint64_t>(kChunk, from.size() - at));
+    for (uint64_t at = 0; at < from.size() && !failed_;) {
+        Stage& stage = next_stage(from.size() - at);
+        const Binding part = to.at(at, std::min(stage.memory->bytes - kAround, from.size() - at));
         const Cover cover(part);
-        Stage& stage = next_stage();
         const Binding staged = bind(stage, cover.binding.bytes);
         if (!cover.exact(part)) {  // what lies around the range in its first and last words stays
             blit(cover.binding, staged, stage);
@@ -128,18 +149,20 @@ void Transfers::stage_in(std::span<const std::byte> from, const Binding& to) {
         }
         std::memcpy(stage.memory->host() + cover.before, from.data() + at, part.bytes);
         blit(staged, cover.binding, stage);
+        at += part.bytes;
     }
 }
 
 void Transfers::stage_out(const Binding& from, std::span<std::byte> to) {
-    for (uint64_t at = 0; at < to.size() && !failed_; at += kChunk) {
-        const Binding part = from.at(at, std::min<uint64_t>(kChunk, to.size() - at));
+    for (uint64_t at = 0; at < to.size() && !failed_;) {
+        Stage& stage = next_stage(to.size() - at);
+        const Binding part = from.at(at, std::min(stage.memory->bytes - kAround, to.size() - at));
         const Cover cover(part);
-        Stage& stage = next_stage();
         blit(cover.binding, bind(stage, cover.binding.bytes), stage);
         settle(stage);
         if (failed_) return;
         std::memcpy(to.data() + at, stage.memory->host() + cover.before, part.bytes);
+        at += part.bytes;
     }
 }
 
@@ -206,7 +229,7 @@ void Transfers::copy(const BufferView& from, const BufferView& to) {
     if ((in.offset | out.offset | in.bytes) % kWord != 0 || overlap(in, out)) {
         bounce(in, out);
     } else {
-        blit(in, out, next_stage());
+        blit(in, out, direct());
     }
     finish();
 }
@@ -236,16 +259,10 @@ void Transfers::clear(const BufferView& range) {
 
 // Whole words.
 void Transfers::fill(const Binding& range) {
-    if (!cleared_) cleared_ = std::make_unique<Completion>(context_->progress());
-    uint64_t number = 0;
-    {
-        Context::Commands commands(*context_, @"clear", Context::Commands::Lifetimes::kept_by_caller);
-        [commands.blit() fillBuffer:range.buffer range:NSMakeRange(range.offset, range.bytes) value:0];
-        number = commands.commit(*cleared_);
-    }
-    cleared_->wait(number);
-    const std::exception_ptr failed = context_->judge(cleared_->outcome(), "metal/clear", range.bytes);
-    if (failed && !failed_) failed_ = failed;
+    Stage& stage = direct();
+    Context::Commands commands(*context_, @"clear", Context::Commands::Lifetimes::kept_by_caller);
+    [commands.blit() fillBuffer:range.buffer range:NSMakeRange(range.offset, range.bytes) value:0];
+    stage.running = commands.commit(*stage.completion);
 }
 
 }  // namespace metallic::metal
