@@ -14,6 +14,7 @@ DEVICE_MODULES = {
     "test_candidates",
     "test_cli",
     "test_cli_chat",
+    "test_cli_inspect",
     "test_concurrency",
     "test_engine",
     "test_long_context",
