@@ -169,7 +169,7 @@ std::shared_ptr<Model> make_model(std::shared_ptr<ModelFile> file, const Program
     }
     const nb::gil_scoped_release release;
     std::shared_ptr<Backend> backend = create_backend({device, threads});
-    return std::make_shared<Model>(std::move(file), std::move(backend), program, options);
+    return Model::load(std::move(file), std::move(backend), program, options);
 }
 
 void forward(Model& model, const std::vector<SequenceHandle*>& sequences, const std::vector<Tokens>& tokens,

@@ -1,3 +1,5 @@
+#include <pthread.h>
+
 #include "bindings/bindings.h"
 
 NB_MODULE(_native, m) {
@@ -10,4 +12,6 @@ NB_MODULE(_native, m) {
     metallic::bind_builder(m);
     metallic::bind_model(m);
     metallic::bind_placement(m);
+    // A forked child keeps its parent's models on purpose.
+    pthread_atfork(nullptr, nullptr, [] { nanobind::set_leak_warnings(false); });
 }

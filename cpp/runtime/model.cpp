@@ -105,6 +105,13 @@ Model::Model(std::shared_ptr<const ModelFile> file, std::shared_ptr<Backend> bac
 
 Model::~Model() = default;
 
+std::shared_ptr<Model> Model::load(std::shared_ptr<const ModelFile> file, std::shared_ptr<Backend> backend,
+                                   const Program& program, const ModelOptions& options) {
+    return {new Model(std::move(file), std::move(backend), program, options), [](Model* model) {
+                if (!model->forked()) delete model;
+            }};
+}
+
 Model::Placed Model::plan(const std::shared_ptr<const ModelFile>& file, const std::shared_ptr<Backend>& backend,
                           const Program& traced, const ModelOptions& options) {
     const DeviceInfo& device = backend->device();

@@ -55,9 +55,10 @@ struct ModelOptions {
 // sequences and statistics can be had at any time, also from a signal handler that interrupts a submission.
 class Model : public std::enable_shared_from_this<Model> {
   public:
-    // `program` is traced, not planned. Throws UnsupportedModelError, OutOfMemory, RequestError.
-    Model(std::shared_ptr<const ModelFile> file, std::shared_ptr<Backend> backend, const Program& program,
-          const ModelOptions& options);
+    // `program` is traced, not planned. Throws UnsupportedModelError, OutOfMemory, RequestError. The model of a parent
+    // process is never destroyed in a forked child, where its threads are not and its locks may be held for good.
+    static std::shared_ptr<Model> load(std::shared_ptr<const ModelFile> file, std::shared_ptr<Backend> backend,
+                                       const Program& program, const ModelOptions& options);
     ~Model();
 
     // The sequence keeps its model alive and gives its pages back under the model's lock.
@@ -161,6 +162,8 @@ class Model : public std::enable_shared_from_this<Model> {
     // one fits: what they take is known before weights have their places.
     static Placed plan(const std::shared_ptr<const ModelFile>& file, const std::shared_ptr<Backend>& backend,
                        const Program& traced, const ModelOptions& options);
+    Model(std::shared_ptr<const ModelFile> file, std::shared_ptr<Backend> backend, const Program& program,
+          const ModelOptions& options);
     bool forked() const noexcept { return getpid() != process_; }
     // Throws DeviceError in a forked child, where other threads' locks may be held for good.
     void check_process() const;

@@ -51,7 +51,7 @@ class Loaded {
         };
     }
     Model::Prediction predict() { return Model::predict(source.file, device, source.program, options); }
-    std::shared_ptr<Model> load() { return std::make_shared<Model>(source.file, device, source.program, options); }
+    std::shared_ptr<Model> load() { return Model::load(source.file, device, source.program, options); }
 
     PlacedModel source;
     std::shared_ptr<Device> device;

@@ -99,7 +99,7 @@ class MetalFailures : public ::testing::TestWithParam<Device> {
             options.precision = Precision::float32;
             options.placement = PlacementRules::parse(GetParam().rules);
             options.host = [] { return std::shared_ptr<Backend>(create_host_backend(1)); };
-            model = std::make_shared<Model>(source.file, backend, source.program, options);
+            model = Model::load(source.file, backend, source.program, options);
         });
         if (!model) return;
         const auto first = model->create_sequence(), second = model->create_sequence();

@@ -142,7 +142,7 @@ TEST_F(MetalFaults, WeightsComeBackWhateverFailsOnTheWay) {
     placed.batch_tokens = 16;
     placed.precision = Precision::float32;
     placed.placement = PlacementRules::parse("private");
-    const auto loaded = std::make_shared<Model>(source.file, create_backend({"metal", 0}), source.program, placed);
+    const auto loaded = Model::load(source.file, create_backend({"metal", 0}), source.program, placed);
     const auto sequence = loaded->create_sequence();
     const std::vector<int32_t> prompt{1, 2, 3, 4, 5};
     const RunRequest request{sequence.get(), prompt};

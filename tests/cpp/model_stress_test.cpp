@@ -49,7 +49,7 @@ class ModelStress : public ::testing::TestWithParam<Eviction> {
         options.precision = Precision::float32;
         options.memory_budget = budget;
         options.eviction = GetParam();
-        return std::make_shared<Model>(source.file, on, source.program, options);
+        return Model::load(source.file, on, source.program, options);
     }
     ModelStress() {
         std::mt19937 random(5);

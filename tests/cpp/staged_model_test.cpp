@@ -33,7 +33,7 @@ class StagedModel {
             host = std::make_shared<CountingBackend>(true);
             return host;
         };
-        model = std::make_shared<Model>(source.file, device, source.program, options);
+        model = Model::load(source.file, device, source.program, options);
     }
 
     std::vector<float> forward(std::vector<RunRequest> runs) {

@@ -237,6 +237,31 @@ def test_a_forked_child_is_refused_instead_of_hanging(long_model: Path) -> None:
 
 
 @pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="needs fork")
+@pytest.mark.parametrize("end", ["model.close()", "del model, cache, stream", "stream.close()", "pass"])
+def test_a_forked_child_that_gives_the_model_up_ends(long_model: Path, end: str) -> None:
+    done = run_script(
+        """
+        import gc, os, signal, sys, metallic_native as mn
+        model = mn.load(sys.argv[1], threads=2)
+        cache = model.new_cache()
+        stream = model.stream("a", max_tokens=8, ignore_eos=True, cache=cache)
+        next(stream)
+        child = os.fork()
+        if child == 0:
+            signal.alarm(60)
+            exec(sys.argv[2])
+            gc.collect()
+            sys.exit(7)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), len(list(stream)))
+        """,
+        long_model,
+        end,
+    )
+    assert done.stdout.split() == ["7", "8"], (done.stdout, done.stderr)
+    assert done.stderr == ""
+
+
+@pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="needs fork")
 def test_a_child_that_is_forked_while_others_generate_ends(long_model: Path, many: Callable[[int], int]) -> None:
     done = run_script(
         """
