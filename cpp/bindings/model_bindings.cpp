@@ -147,11 +147,12 @@ nb::list event_list(Model& model) {
     return result;
 }
 
-std::shared_ptr<Model> make_model(std::shared_ptr<ModelFile> file, const Program& program, uint32_t context_length,
-                                  const std::string& device, uint32_t threads, const std::string& kv_type,
-                                  uint32_t batch_tokens, uint64_t memory_budget, const std::string& weights,
-                                  const std::string& precision, std::optional<uint32_t> gpu_layers,
-                                  uint32_t placement_context, const std::string& eviction) {
+std::shared_ptr<Model> make_model(const std::shared_ptr<ModelFile>& file, const Program& program,
+                                  uint32_t context_length, const std::string& device, uint32_t threads,
+                                  const std::string& kv_type, uint32_t batch_tokens, uint64_t memory_budget,
+                                  const std::string& weights, const std::string& precision,
+                                  std::optional<uint32_t> gpu_layers, uint32_t placement_context,
+                                  const std::string& eviction) {
     ModelOptions options = model_options(context_length, threads, kv_type, batch_tokens, memory_budget, weights,
                                          precision, gpu_layers, placement_context);
     if (eviction == "save") {
@@ -168,8 +169,7 @@ std::shared_ptr<Model> make_model(std::shared_ptr<ModelFile> file, const Program
             eviction + "\"");
     }
     const nb::gil_scoped_release release;
-    std::shared_ptr<Backend> backend = create_backend({device, threads});
-    return Model::load(std::move(file), std::move(backend), program, options);
+    return Model::load(file, create_backend({device, threads}), program, options);
 }
 
 void forward(Model& model, const std::vector<SequenceHandle*>& sequences, const std::vector<Tokens>& tokens,

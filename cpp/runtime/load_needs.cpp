@@ -1,6 +1,7 @@
 #include "runtime/load_needs.h"
 
 #include <numeric>
+#include <utility>
 
 #include "core/error.h"
 
@@ -65,7 +66,8 @@ uint64_t LoadNeeds::bytes(Tag tag) const noexcept {
     });
 }
 
-void LoadNeeds::check(uint64_t budget) const {
+// Takes what a load takes.
+void LoadNeeds::take(uint64_t budget) const {
     if (budget == 0) return;
     const auto backend = std::make_shared<CountedBackend>();
     const auto shared = std::make_shared<Budget>(budget);
@@ -74,6 +76,35 @@ void LoadNeeds::check(uint64_t budget) const {
     held.reserve(pieces.size());
     for (const StagedPlan::Piece& piece : pieces) {
         held.push_back(pools.at(piece.device).allocate_bytes(piece.bytes, piece.tag, piece.owner, piece.storage));
+    }
+}
+
+bool LoadNeeds::fits(uint64_t budget) const {
+    try {
+        take(budget);
+        return true;
+    } catch (const OutOfMemory&) {
+        return false;
+    }
+}
+
+uint64_t LoadNeeds::least_budget() const {
+    uint64_t least = 0, most = uint64_t{1} << 20;
+    while (!fits(most)) least = std::exchange(most, most * 2);
+    while (most - least > 4096) {
+        const uint64_t middle = least + (most - least) / 2;
+        (fits(middle) ? most : least) = middle;
+    }
+    return most;
+}
+
+void LoadNeeds::check(uint64_t budget) const {
+    try {
+        take(budget);
+    } catch (const OutOfMemory& error) {
+        throw OutOfMemory(std::string(error.what()) + "; loading takes a budget of " + std::to_string(least_budget()) +
+                              " bytes, and more for keys and values",
+                          error.needed, error.available, error.owner);
     }
 }
 

@@ -21,9 +21,16 @@ struct LoadNeeds {
     uint64_t plans(uint32_t device) const noexcept;
     // As the pools count it.
     uint64_t bytes(Tag tag) const noexcept;
-    // Throws the OutOfMemory that a load with this budget ends with; 0: there is none. Heaps that the budget rounds,
-    // and what is left in them, count as they do then. What the device itself may refuse does not.
+    // Throws the OutOfMemory that a load with this budget ends with, and says which budget would do; 0: there is none.
+    // Heaps that the budget rounds, and what is left in them, count as they do then. What the device itself may refuse
+    // does not.
     void check(uint64_t budget) const;
+    bool fits(uint64_t budget) const;
+    // A budget that fits, the least up to 4 KiB where more never fits worse.
+    uint64_t least_budget() const;
+
+  private:
+    void take(uint64_t budget) const;
 };
 
 // Compiles a planned program for its devices (null: no stage is there) with weights mapped that are copies otherwise:

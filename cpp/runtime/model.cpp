@@ -57,7 +57,7 @@ PlacementTrial try_out(const std::shared_ptr<const ModelFile>& file,
     try {
         const LoadNeeds needs = find_needs(planned, placement, file, backends, plan_options(planned, options));
         trial.plans = {needs.plans(kDevice), needs.plans(kHost)};
-        needs.check(options.memory_budget);
+        trial.loads = needs.fits(options.memory_budget);
     } catch (const OutOfMemory&) {
         trial.loads = false;
     }
@@ -105,11 +105,29 @@ Model::Model(std::shared_ptr<const ModelFile> file, std::shared_ptr<Backend> bac
 
 Model::~Model() = default;
 
-std::shared_ptr<Model> Model::load(std::shared_ptr<const ModelFile> file, std::shared_ptr<Backend> backend,
-                                   const Program& program, const ModelOptions& options) {
-    return {new Model(std::move(file), std::move(backend), program, options), [](Model* model) {
-                if (!model->forked()) delete model;
-            }};
+std::shared_ptr<Model> Model::load(const std::shared_ptr<const ModelFile>& file,
+                                   const std::shared_ptr<Backend>& backend, const Program& program,
+                                   const ModelOptions& options) {
+    try {
+        return {new Model(file, backend, program, options), [](Model* model) {
+                    if (!model->forked()) delete model;
+                }};
+    } catch (const OutOfMemory&) {
+        if (const auto refused = refusal(file, backend, program, options)) throw OutOfMemory(*refused);
+        throw;
+    }
+}
+
+// The same error, with a budget that would do.
+std::optional<OutOfMemory> Model::refusal(const std::shared_ptr<const ModelFile>& file,
+                                          const std::shared_ptr<Backend>& backend, const Program& traced,
+                                          const ModelOptions& options) {
+    if (options.memory_budget == 0) return std::nullopt;
+    try {
+        return predict(file, backend, traced, options).refused;
+    } catch (const Error&) {
+        return std::nullopt;
+    }
 }
 
 Model::Placed Model::plan(const std::shared_ptr<const ModelFile>& file, const std::shared_ptr<Backend>& backend,

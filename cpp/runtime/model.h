@@ -57,8 +57,9 @@ class Model : public std::enable_shared_from_this<Model> {
   public:
     // `program` is traced, not planned. Throws UnsupportedModelError, OutOfMemory, RequestError. The model of a parent
     // process is never destroyed in a forked child, where its threads are not and its locks may be held for good.
-    static std::shared_ptr<Model> load(std::shared_ptr<const ModelFile> file, std::shared_ptr<Backend> backend,
-                                       const Program& program, const ModelOptions& options);
+    static std::shared_ptr<Model> load(const std::shared_ptr<const ModelFile>& file,
+                                       const std::shared_ptr<Backend>& backend, const Program& program,
+                                       const ModelOptions& options);
     ~Model();
 
     // The sequence keeps its model alive and gives its pages back under the model's lock.
@@ -162,6 +163,9 @@ class Model : public std::enable_shared_from_this<Model> {
     // one fits: what they take is known before weights have their places.
     static Placed plan(const std::shared_ptr<const ModelFile>& file, const std::shared_ptr<Backend>& backend,
                        const Program& traced, const ModelOptions& options);
+    static std::optional<OutOfMemory> refusal(const std::shared_ptr<const ModelFile>& file,
+                                              const std::shared_ptr<Backend>& backend, const Program& traced,
+                                              const ModelOptions& options);
     Model(std::shared_ptr<const ModelFile> file, std::shared_ptr<Backend> backend, const Program& program,
           const ModelOptions& options);
     bool forked() const noexcept { return getpid() != process_; }

@@ -148,6 +148,28 @@ TEST(LoadNeeds, TheBudgetThatALoadWantsIsPredicted) {
     }
 }
 
+TEST(LoadNeeds, TheBudgetThatARefusalNamesLoads) {
+    for (const char* rules : {"mapped", "private", "shared", "private,blk.0-1=cpu", "cpu", "auto"}) {
+        Setting setting;
+        setting.rules = rules;
+        const uint64_t without = Loaded(setting).load()->memory().heap_bytes;
+        for (const uint64_t budget : {uint64_t{1}, without / 4, without / 2}) {
+            setting.budget = budget;
+            try {
+                Loaded(setting).load();
+                ADD_FAILURE() << rules << " with " << budget;
+            } catch (const OutOfMemory& error) {
+                const std::string text = error.what();
+                const size_t at = text.find("a budget of ");
+                ASSERT_NE(at, std::string::npos) << text;
+                setting.budget = std::stoull(text.substr(at + 12));
+                EXPECT_LE(setting.budget, without + 4096) << rules << ", in steps of 4 KiB";
+                EXPECT_NO_THROW(Loaded(setting).load()) << rules << ": " << text;
+            }
+        }
+    }
+}
+
 TEST(AutomaticPlacement, IsFinalAndPredicted) {
     std::vector<std::string> seen;
     for (const Setting& setting : settings()) {
