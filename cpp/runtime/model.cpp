@@ -295,8 +295,8 @@ uint64_t Model::free_weights(std::optional<uint64_t> bytes, std::string_view rea
     const uint64_t freed = bytes ? plan_->evict_weights(*bytes) : plan_->evict_weights();
     if (freed == 0) return 0;
     if (all) cache_->expect_others(others);
-    log_.record(MemoryAction::evict_weights, freed, "weights", reason);
     drop_empty_heaps();
+    log_.record(MemoryAction::evict_weights, freed, "weights", reason);  // who sees it finds them gone
     return freed;
 }
 

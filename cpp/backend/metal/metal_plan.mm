@@ -134,9 +134,11 @@ uint32_t MetalPlan::acquire(const Batch& batch) {
             return free;
         } catch (const OutOfMemory&) {
             empty_free_slots();
-            if (oldest == kSlots) make_room(*slots_[free], batch);
         }
-        if (oldest == kSlots) return free;
+        if (oldest == kSlots) {
+            make_room(*slots_[free], batch);
+            return free;
+        }
     }
     finish(*slots_[oldest]);
     make_room(*slots_[oldest], batch);
