@@ -18,14 +18,6 @@ struct MatmulAvx2 {
     using Floats = FloatAvx2;
     template <DType T>
     static constexpr size_t kGemvRows = gemv_rows(T);
-    template <DType T>
-    static void gemv(const Operands& o) {
-        if constexpr (Format<T>::kSuper) {
-            gemv_super<T>(o);
-        } else {
-            gemv_plain<T>(o);
-        }
-    }
 };
 
 }  // namespace

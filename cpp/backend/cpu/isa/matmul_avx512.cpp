@@ -20,14 +20,6 @@ struct MatmulAvx512 {
     using Floats = FloatAvx512;
     template <DType T>
     static constexpr size_t kGemvRows = 6;
-    template <DType T>
-    static void gemv(const Operands& o) {
-        if constexpr (Format<T>::kSuper) {
-            gemv_super<T>(o);
-        } else {
-            gemv_plain<T>(o);
-        }
-    }
 };
 
 }  // namespace

@@ -12,14 +12,25 @@
 //   Panels, Floats                the sets of multiply_panels and multiply_float
 //   kGemvRows<T>                  up to this many activation rows, reading the weights once per row from the caches is
 //                                 faster than unpacking them; 0 where there is no such kernel
-//   gemv<T>(const Operands&)      that kernel
+// and its file the kernels for so few rows.
 namespace metallic::cpu {
 namespace {
+
+template <DType T>
+void gemv_plain(const Operands& o);
+template <DType T>
+void gemv_super(const Operands& o);
 
 template <class Isa, DType T>
 void multiply_quantised(const Operands& o, void* scratch) {
     if constexpr (Isa::template kGemvRows<T> > 0) {
-        if (o.m_rows <= Isa::template kGemvRows<T>) return Isa::template gemv<T>(o);
+        if (o.m_rows <= Isa::template kGemvRows<T>) {
+            if constexpr (Format<T>::kSuper) {
+                return gemv_super<T>(o);
+            } else {
+                return gemv_plain<T>(o);
+            }
+        }
     }
     multiply_panels<typename Isa::Panels, T>(o, scratch);
 }
