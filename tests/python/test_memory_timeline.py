@@ -226,6 +226,10 @@ def test_a_picture_has_areas_lines_and_events(load: Load, tmp_path: Path) -> Non
     model = under_pressure(load)
     with MemoryTimeline(model, period=0.001) as timeline:
         fill(model, 10)
+        cache = model.new_cache()
+        cache.extend([1, 2, 3], planned=3)
+        timeline.sample()  # its thread may not have come while there were pages
+        cache.close()
     with mpl.rc_context({"svg.fonttype": "none"}):
         timeline.plot(tmp_path / "memory.svg", title="a <title> & more")
         timeline.plot(tmp_path / "again.svg", title="a <title> & more")
